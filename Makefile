@@ -1,0 +1,37 @@
+# Everything here sets the machine up by itself (Debian 12 or later, as root); the second run starts at once.
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.ready
+PYTHON ?= python3
+export DEBIAN_FRONTEND := noninteractive
+
+.PHONY: setup demo test check torture bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml requirements.lock setup.py fuseswap/backends/nfs/build_libnfs.py tools/packages
+	@sh tools/packages
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: setup
+	$(VENV)/bin/fuseswap demo
+
+check: setup
+	$(VENV)/bin/ruff check fuseswap tests bench examples
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+test: check
+	$(PY) -m pytest -m "not torture"
+
+torture: setup
+	$(PY) -m pytest -m torture
+
+bench: setup
+	$(PY) bench/run.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info fuseswap/backends/nfs/_libnfs.*

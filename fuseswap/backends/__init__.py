@@ -1,0 +1,1 @@
+"""Where ordinary files live, behind one small protocol (`protocol.Backend`)."""

@@ -1,0 +1,1 @@
+"""NFSv3 through libnfs's asynchronous raw calls."""

@@ -1,0 +1,139 @@
+"""The protocol between the ordinary mount and the place where its files live.
+
+It is handle-based, as FUSE and NFSv3 are: a `Handle` is opaque bytes that name one file for as long as it
+exists, whatever its path. Every method is a coroutine of trio, may wait for as long as the backend is out of
+reach (a hard mount), and raises OSError with the errno that the user shall see. Terms and arguments follow
+RFC 1813 section 3.3.
+"""
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Protocol
+
+from attrs import frozen
+
+from fuseswap.swap.target import MemoryTarget, NfsTarget
+
+Handle = bytes
+
+
+class FileType(Enum):
+    """File types by their S_IFMT bits (inode(7))."""
+
+    REGULAR = 0o100000
+    DIRECTORY = 0o040000
+    SYMLINK = 0o120000
+    BLOCK = 0o060000
+    CHARACTER = 0o020000
+    FIFO = 0o010000
+    SOCKET = 0o140000
+
+
+@frozen
+class Attributes:
+    """fattr3 of RFC 1813 2.6: sizes in bytes, times in nanoseconds since the epoch."""
+
+    type: FileType
+    mode: int
+    """Permission bits, without the type."""
+    nlink: int
+    uid: int
+    gid: int
+    size: int
+    used: int
+    """Bytes of storage in use, as the server counts them."""
+    rdev: tuple[int, int]
+    fileid: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@frozen
+class Caller:
+    """Whose permissions an operation uses: AUTH_SYS (RFC 5531 appendix A), at most 16 groups."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+@frozen
+class SetAttributes:
+    """sattr3 of RFC 1813 2.6: None leaves a value as it is."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+@frozen
+class Entry:
+    """A name in a directory; `handle` and `attributes` are None where the server did not give them."""
+
+    name: bytes
+    fileid: int
+    cookie: int
+    """Hand it to `readdir` to go on behind this entry."""
+    handle: Handle | None
+    attributes: Attributes | None
+
+
+@frozen
+class Statistics:
+    """FSSTAT (RFC 1813 3.3.18) in bytes and files."""
+
+    total_bytes: int
+    free_bytes: int
+    available_bytes: int
+    total_files: int
+    free_files: int
+    available_files: int
+    name_bytes_max: int
+
+
+class Backend(Protocol):
+    """A tree of files."""
+
+    root: Handle
+    read_bytes_max: int
+    write_bytes_max: int
+
+    async def getattr(self, handle: Handle, caller: Caller) -> Attributes: ...
+    async def setattr(self, handle: Handle, changes: SetAttributes, caller: Caller) -> Attributes: ...
+    async def lookup(self, parent: Handle, name: bytes, caller: Caller) -> tuple[Handle, Attributes]: ...
+    async def create(
+        self, parent: Handle, name: bytes, mode: int, exclusive: bool, caller: Caller
+    ) -> tuple[Handle, Attributes]: ...
+    async def mkdir(self, parent: Handle, name: bytes, mode: int, caller: Caller) -> tuple[Handle, Attributes]: ...
+    async def unlink(self, parent: Handle, name: bytes, caller: Caller) -> None: ...
+    async def rmdir(self, parent: Handle, name: bytes, caller: Caller) -> None: ...
+    async def rename(
+        self, old_parent: Handle, old_name: bytes, new_parent: Handle, new_name: bytes, caller: Caller
+    ) -> None: ...
+    async def readdir(self, handle: Handle, cookie: int, caller: Caller) -> tuple[Sequence[Entry], bool]:
+        """Some entries behind `cookie` (0: from the start), and whether the directory ends with them."""
+        ...
+
+    async def read(self, handle: Handle, offset: int, length: int, caller: Caller) -> bytes:
+        """`length` bytes from `offset`; fewer only at the end of the file."""
+        ...
+
+    async def write(self, handle: Handle, offset: int, data: bytes, stable: bool, caller: Caller) -> None:
+        """All of `data`; on stable storage at return if `stable` (FILE_SYNC), else after the next `commit`."""
+        ...
+
+    async def commit(self, handle: Handle, caller: Caller) -> None:
+        """All that was written is on stable storage when this returns (fsync)."""
+        ...
+
+    async def statistics(self, handle: Handle, caller: Caller) -> Statistics: ...
+
+    def swap_target(self, handle: Handle) -> NfsTarget | MemoryTarget:
+        """Where an engine reaches this file's pages; OSError EINVAL for a backend without swap_rw."""
+        ...
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,1 @@
+"""The command: parse, call, print. One module per group of subcommands."""

@@ -1,0 +1,1 @@
+"""The ordinary mount: every file and operation, and swap_activate."""
