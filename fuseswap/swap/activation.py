@@ -1,0 +1,417 @@
+"""swap_activate: the checks that a file must pass before its pages may be used as swap.
+
+The order is that of swapon(2) in the kernel (sys_swapon, mm/swapfile.c), so that a file with several faults
+is refused for the same one, with the same errno and words: opening it (may_open), claiming it (IS_SWAPFILE),
+its header (read_swap_header), the file system's swap_activate (nfs_swap_activate). What fuseswap demands
+beyond the kernel comes last and is marked as its own.
+
+Nothing is looked up here: a backend reports `FileFacts`, and `swap_activate` judges them.
+"""
+
+import json
+from enum import Enum
+from errno import EBUSY, EINVAL, EIO, EISDIR, ENOENT, ENXIO, EROFS
+from stat import S_ISDIR, S_ISREG, S_ISSOCK
+from typing import Any, Final
+
+from attrs import asdict, frozen
+
+from fuseswap.swap.errors import Check, ContractError
+from fuseswap.swap.extents import CHECK_HOLES, FILL_FILE, SwapExtent, fs_ops_extents
+from fuseswap.swap.header import (
+    CHECK_BOOT_BLOCK,
+    HEADER_CHECKS,
+    Mark,
+    SwapHeader,
+    is_boot_block_free,
+    parse_header,
+    read_mark,
+)
+from fuseswap.swap.target import ActivationRequest
+from fuseswap.swap.units import PAGE_SIZE, SECTOR_SIZE
+
+CHECK_DIRECTORY: Final = Check(
+    step="directory",
+    errno=EISDIR,
+    imposed_by="may_open",
+    why="swapon opens the file for reading and writing.",
+    text="is a directory",
+    remedy="name a file: fuseswap create FILE --size SIZE",
+)
+CHECK_SOCKET: Final = Check(
+    step="socket",
+    errno=ENXIO,
+    imposed_by="no_open",
+    why="A socket cannot be opened.",
+    text="is a socket",
+    remedy="name a file: fuseswap create FILE --size SIZE",
+)
+CHECK_READ_ONLY: Final = Check(
+    step="read-only",
+    errno=EROFS,
+    imposed_by="mnt_want_write",
+    why="Pages must be written; a read-only loop device would pass swapon and then lose every one of them.",
+    text="cannot be written",
+    remedy="mount and export it read-write",
+)
+CHECK_UNLINKED: Final = Check(
+    step="unlinked",
+    errno=ENOENT,
+    imposed_by="sys_swapon",
+    why="A file without a name could never be swapped off by its name.",
+    text="has been removed",
+    remedy="make it anew: fuseswap create FILE --size SIZE",
+)
+CHECK_ACTIVE: Final = Check(
+    step="active",
+    errno=EBUSY,
+    imposed_by="sys_swapon",
+    why="Two swap areas on the same pages would overwrite each other (IS_SWAPFILE).",
+    text="is an active swap file",
+    remedy="nothing to do, or first: fuseswap off FILE",
+)
+CHECK_REGULAR: Final = Check(
+    step="regular",
+    errno=EINVAL,
+    imposed_by="sys_swapon",
+    why="Pages are read from a regular file (a_ops->read_folio); a device file is another machine's.",
+    text="is not a regular file",
+    remedy="name a file: fuseswap create FILE --size SIZE",
+)
+CHECK_READ: Final = Check(
+    step="read",
+    errno=EIO,
+    imposed_by="read_mapping_folio",
+    why="Page 0 holds the header.",
+    text="page 0 cannot be read",
+    remedy="look at the server's log and permissions",
+)
+CHECK_SWAP_RW: Final = Check(
+    step="swap-rw",
+    errno=EINVAL,
+    imposed_by="cifs_swap_activate",
+    why="Without a swap_rw of its own, swap I/O would take the road of ordinary writes and their locks.",
+    text="its backend has no swap_rw",
+    remedy="use a file on an NFS server",
+)
+CHECK_ALLOCATED: Final = Check(
+    step="allocated",
+    errno=EINVAL,
+    imposed_by="nfs_swap_activate",
+    why="Filling a hole at swap-out would need an allocation on the server, which may fail (ENOSPC).",
+    text="swap activate: swapfile has holes",
+    remedy=FILL_FILE,
+    kernel_text=True,
+)
+CHECK_WHOLE_PAGES: Final = Check(
+    step="whole-pages",
+    errno=EINVAL,
+    imposed_by="fuseswap",
+    why="The kernel ignores a tail below a page; a loop device with 4096-byte sectors would cut it unseen.",
+    text="size of {size} bytes is not a whole number of pages of 4096 bytes",
+    remedy="cut the tail, which swap cannot use: truncate -s {floor} FILE",
+)
+CHECK_TRANSFER: Final = Check(
+    step="transfer-size",
+    errno=EINVAL,
+    imposed_by="fuseswap",
+    why="A page that takes several calls could be stored in part.",
+    text="the server moves at most {bytes} bytes in a call, less than a page",
+    remedy="raise the server's rsize and wsize limits to 4096 or more",
+)
+CHECK_MARK: Final = Check(
+    step="mark",
+    errno=EBUSY,
+    imposed_by="fuseswap",
+    why="Two machines that swap to one file corrupt each other's memory.",
+    text="in use as swap by another machine: {owner}",
+    remedy="swap it off there; if that machine is gone for good, take the file over with --steal",
+)
+ACTIVATION_CHECKS: Final = (
+    CHECK_DIRECTORY,
+    CHECK_SOCKET,
+    CHECK_READ_ONLY,
+    CHECK_UNLINKED,
+    CHECK_ACTIVE,
+    CHECK_REGULAR,
+    CHECK_READ,
+    *HEADER_CHECKS,
+    CHECK_SWAP_RW,
+    CHECK_ALLOCATED,
+    CHECK_HOLES,
+    CHECK_WHOLE_PAGES,
+    CHECK_TRANSFER,
+    CHECK_BOOT_BLOCK,
+    CHECK_MARK,
+)
+"""All checks, in order."""
+
+REPORT_RANGES_MAX: Final = 256
+"""Data ranges that a report lists, so that it fits an extended attribute (64 KiB)."""
+
+
+@frozen
+class DataRange:
+    """A stretch of the file that holds data (SEEK_DATA, SEEK_HOLE; FIEMAP), in bytes."""
+
+    start: int
+    end: int
+
+
+@frozen
+class FileFacts:
+    """What a backend knows of a file, and all that swap_activate looks at."""
+
+    mode: int
+    """st_mode: type and permission bits."""
+    size_bytes: int
+    allocated_bytes: int
+    """Storage in use, as the server counts it (`used` of fattr3; st_blocks * 512)."""
+    header_page: bytes | None
+    """Page 0, shorter if the file is; None if it could not be read."""
+    read_bytes_max: int
+    """Most that one READ moves (rtmax of FSINFO)."""
+    write_bytes_max: int
+    """Most that one WRITE moves (wtmax of FSINFO)."""
+    active: bool = False
+    """Whether it is a swap file now, by any of its names."""
+    has_swap_rw: bool = True
+    read_only: bool = False
+    """Whether the mount or the export refuses writes."""
+    nlink: int = 1
+    data_ranges: tuple[DataRange, ...] | None = None
+    """Ascending; None where the backend cannot tell."""
+
+
+@frozen
+class Verdict:
+    """What swap_activate grants: the swap_info_struct of an area whose file system does the I/O."""
+
+    pages: int
+    """Usable slots; the header page does not count."""
+    extents: tuple[SwapExtent, ...]
+    span: int
+    """In pages."""
+    header: SwapHeader
+    stolen_from: Mark | None = None
+    """Another machine's mark that the request said to ignore."""
+
+
+def swap_activate(facts: FileFacts, request: ActivationRequest | None = None) -> Verdict:
+    """The verdict on a file, in the order of ACTIVATION_CHECKS.
+
+    Without `request`, a mark in the header page is not judged, as nobody knows whose machine this is.
+    ContractError with the errno and words of the first check that fails: sys_swapon, read_swap_header
+    (mm/swapfile.c), nfs_swap_activate (fs/nfs/file.c), then fuseswap's own.
+    """
+    _check_open(facts)
+    header = _check_header(facts)
+    _check_storage(facts)
+    _check_own(facts)
+    stolen_from = _check_mark(facts, request)
+    layout = fs_ops_extents(header.pages_max)
+    return Verdict(layout.pages, layout.extents, layout.span, header, stolen_from)
+
+
+def _check_open(facts: FileFacts) -> None:
+    if S_ISDIR(facts.mode):
+        raise CHECK_DIRECTORY.refusal()
+    if S_ISSOCK(facts.mode):
+        raise CHECK_SOCKET.refusal()
+    if facts.read_only:
+        raise CHECK_READ_ONLY.refusal()
+    if facts.nlink == 0:
+        raise CHECK_UNLINKED.refusal()
+    if facts.active:
+        raise CHECK_ACTIVE.refusal()
+    if not S_ISREG(facts.mode):
+        raise CHECK_REGULAR.refusal()
+
+
+def _check_header(facts: FileFacts) -> SwapHeader:
+    if facts.header_page is None:
+        raise CHECK_READ.refusal()
+    return parse_header(facts.header_page, facts.size_bytes, regular=True)
+
+
+def _check_storage(facts: FileFacts) -> None:
+    if not facts.has_swap_rw:
+        raise CHECK_SWAP_RW.refusal()
+    # nfs_calc_block_size rounds the server's figure up to sectors.
+    sectors = -(-facts.allocated_bytes // SECTOR_SIZE)
+    if sectors * SECTOR_SIZE < facts.size_bytes:
+        raise CHECK_ALLOCATED.refusal()
+    if facts.data_ranges is not None and _has_hole(facts.data_ranges, facts.size_bytes):
+        raise CHECK_HOLES.refusal()
+
+
+def _check_own(facts: FileFacts) -> None:
+    if facts.size_bytes % PAGE_SIZE:
+        floor = facts.size_bytes // PAGE_SIZE * PAGE_SIZE
+        raise CHECK_WHOLE_PAGES.refusal(size=facts.size_bytes, floor=floor)
+    transfer = min(facts.read_bytes_max, facts.write_bytes_max)
+    if transfer < PAGE_SIZE:
+        raise CHECK_TRANSFER.refusal(bytes=transfer)
+
+
+def _check_mark(facts: FileFacts, request: ActivationRequest | None) -> Mark | None:
+    page = facts.header_page or b""
+    if not is_boot_block_free(page):
+        raise CHECK_BOOT_BLOCK.refusal()
+    mark = read_mark(page)
+    if request is None or mark is None or mark.machine_id == request.machine_id:
+        return None
+    if not request.steal:
+        raise CHECK_MARK.refusal(owner=describe_mark(mark))
+    return mark
+
+
+def describe_mark(mark: Mark) -> str:
+    """A mark in words: the host's name if it is known, and the machine-id."""
+    return f"{mark.host} (machine-id {mark.machine_id})" if mark.host else f"machine-id {mark.machine_id}"
+
+
+def _has_hole(ranges: tuple[DataRange, ...], size_bytes: int) -> bool:
+    covered = 0
+    for data in ranges:
+        if data.start > covered:
+            break
+        covered = max(covered, data.end)
+    return covered < size_bytes
+
+
+class Outcome(Enum):
+    """How a check went."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_REACHED = "not reached"
+
+
+@frozen
+class CheckResult:
+    """One check of a report."""
+
+    check: Check
+    outcome: Outcome
+
+
+@frozen
+class CheckReport:
+    """Everything that swap_activate and swapon would say of a file."""
+
+    facts: FileFacts
+    checks: tuple[CheckResult, ...]
+    header: SwapHeader | None
+    """None where page 0 holds none that the kernel would read."""
+    mark: Mark | None
+    verdict: Verdict | None
+    error: ContractError | None
+    """Why there is no verdict."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """The report as JSON's objects, lists, strings and numbers."""
+        return {
+            "verdict": "ok" if self.error is None else self.error.errno_name,
+            "facts": _plain_facts(self.facts),
+            "header": _plain_header(self.header) if self.header else None,
+            "mark": asdict(self.mark) if self.mark else None,
+            "checks": [_plain_result(result) for result in self.checks],
+            "activation": _plain_verdict(self.verdict) if self.verdict else None,
+            "error": _plain_error(self.error) if self.error else None,
+        }
+
+    def to_json(self) -> str:
+        """JSON text of `to_plain`, ASCII, less than 64 KiB."""
+        return json.dumps(self.to_plain())
+
+
+def check_report(facts: FileFacts, request: ActivationRequest | None = None) -> CheckReport:
+    """What `swap_activate` says of a file, check by check. Never fails: a refusal is in the report."""
+    verdict: Verdict | None = None
+    error: ContractError | None = None
+    try:
+        verdict = swap_activate(facts, request)
+    except ContractError as refusal:
+        error = refusal
+    page = facts.header_page or b""
+    return CheckReport(
+        facts=facts,
+        checks=_results(error),
+        header=_readable_header(page),
+        mark=read_mark(page),
+        verdict=verdict,
+        error=error,
+    )
+
+
+def _results(error: ContractError | None) -> tuple[CheckResult, ...]:
+    results = []
+    outcome = Outcome.PASSED
+    for check in ACTIVATION_CHECKS:
+        if error is not None and check.step == error.step:
+            results.append(CheckResult(check, Outcome.FAILED))
+            outcome = Outcome.NOT_REACHED
+        else:
+            results.append(CheckResult(check, outcome))
+    return tuple(results)
+
+
+def _readable_header(page: bytes) -> SwapHeader | None:
+    try:
+        return parse_header(page)
+    except ContractError:
+        return None
+
+
+def _plain_facts(facts: FileFacts) -> dict[str, Any]:
+    plain = asdict(facts, recurse=False)
+    del plain["header_page"], plain["data_ranges"]
+    plain["mode"] = f"{facts.mode:o}"
+    ranges = facts.data_ranges
+    if ranges is not None:
+        plain["data_range_count"] = len(ranges)
+        plain["data_ranges"] = [[data.start, data.end] for data in ranges[:REPORT_RANGES_MAX]]
+    return plain
+
+
+def _plain_header(header: SwapHeader) -> dict[str, Any]:
+    return {
+        "version": header.version,
+        "byte_order": header.byte_order,
+        "last_page": header.last_page,
+        "bad_pages": list(header.bad_pages),
+        "uuid": str(header.uuid),
+        "label": header.label.decode(errors="backslashreplace"),
+    }
+
+
+def _plain_result(result: CheckResult) -> dict[str, Any]:
+    check = result.check
+    return {
+        "step": check.step,
+        "outcome": result.outcome.value,
+        "imposed_by": check.imposed_by,
+        "why": check.why,
+    }
+
+
+def _plain_verdict(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "pages": verdict.pages,
+        "extents": [[e.start_page, e.page_count, e.start_block] for e in verdict.extents],
+        "span": verdict.span,
+        "stolen_from": asdict(verdict.stolen_from) if verdict.stolen_from else None,
+    }
+
+
+def _plain_error(error: ContractError) -> dict[str, Any]:
+    return {
+        "errno": error.errno,
+        "errno_name": error.errno_name,
+        "step": error.step,
+        "text": error.text,
+        "kernel_text": error.kernel_text,
+        "own": error.own,
+        "remedy": error.remedy,
+    }
