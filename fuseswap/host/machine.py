@@ -1,0 +1,62 @@
+"""Who this machine is, and what it has."""
+
+import os
+from pathlib import Path
+
+from fuseswap.host.bounded import HostError
+
+_MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
+
+
+def machine_id() -> str:
+    """The 32 hexadecimal digits of machine-id(5). HostError if this machine has none."""
+    for path in _MACHINE_ID_FILES:
+        try:
+            text = Path(path).read_text(encoding="ascii", errors="replace").strip()
+        except OSError:
+            continue
+        if len(text) == 32 and text.isalnum():
+            return text
+    raise HostError("this machine has no machine-id: run systemd-machine-id-setup")
+
+
+def boot_id() -> str:
+    """The UUID that the kernel drew at this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def memory_available_bytes() -> int:
+    """MemAvailable of /proc/meminfo."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    raise HostError("/proc/meminfo has no MemAvailable")
+
+
+def require_root() -> None:
+    """HostError if this process is not root."""
+    if os.geteuid() != 0:
+        raise HostError("not root: run it with sudo")
+
+
+def require_fuse() -> None:
+    """HostError if FUSE cannot be used."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise HostError("no /dev/fuse: load the module (modprobe fuse)") from None
+    except OSError as error:
+        raise HostError(f"/dev/fuse cannot be opened: {error.strerror}") from None
+
+
+def require_loop() -> None:
+    """HostError if there are no loop devices."""
+    if not Path("/dev/loop-control").exists():
+        raise HostError("no loop devices: /dev/loop-control does not exist (modprobe loop)")
+
+
+def require_swap() -> None:
+    """HostError if the kernel was built without swap."""
+    if not Path("/proc/swaps").exists():
+        raise HostError("this kernel has no swap (CONFIG_SWAP): /proc/swaps does not exist")

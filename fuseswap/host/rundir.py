@@ -1,0 +1,139 @@
+"""/run/fuseswap: what is active here, as the engines' counters tell it.
+
+Nothing is kept there that the kernel's tables or the counters do not already say, so there is nothing to
+repair after a crash: a directory without an engine is a leftover that `down` removes.
+"""
+
+import contextlib
+import fcntl
+import json
+import mmap
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attrs import frozen
+
+from fuseswap.host.bounded import HostError
+from fuseswap.host.mounts import mounts
+from fuseswap.swap.counters import COUNTERS_BYTES, Counters, LogRecord
+from fuseswap.swap.target import Activation, activation_from_json
+from fuseswap.swap.units import RUN_DIRECTORY
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}")
+_POLL_SECONDS = 0.1
+
+
+@frozen
+class Snapshot:
+    """What a counters file says at one moment."""
+
+    name: str
+    activation: Activation
+    words: dict[str, int]
+    """Every `Word` by its lower-case name."""
+    log: tuple[LogRecord, ...]
+
+
+def is_name(name: str) -> bool:
+    """Whether a swap file may be called so here: it becomes a directory, a file and a process title."""
+    return _NAME.fullmatch(name) is not None
+
+
+def directory(name: str) -> Path:
+    """NAME's directory; `fs`, `swap` and `counters` lie in it."""
+    return Path(RUN_DIRECTORY, name)
+
+
+def filesystem_mountpoint(name: str) -> Path:
+    """Where `up` mounts the file's directory on the server."""
+    return directory(name) / "fs"
+
+
+def engine_mountpoint(name: str) -> Path:
+    """Where the engine mounts its one file."""
+    return directory(name) / "swap"
+
+
+def engine_file(name: str) -> Path:
+    """The engine's file, under the loop device."""
+    return engine_mountpoint(name) / name
+
+
+def names() -> tuple[str, ...]:
+    """Every name that has a directory or a mount here, active or left over."""
+    root = Path(RUN_DIRECTORY)
+    below = [Path(mount.mountpoint) for mount in mounts() if root in Path(mount.mountpoint).parents]
+    found = {path.relative_to(root).parts[0] for path in below}
+    with contextlib.suppress(FileNotFoundError), os.scandir(root) as entries:
+        found.update(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    return tuple(sorted(found))
+
+
+def read_counters(name: str) -> Snapshot | None:
+    """NAME's counters; None if there are none, or none that this version can read."""
+    try:
+        with (directory(name) / "counters").open("rb") as stream:
+            mapping = mmap.mmap(stream.fileno(), COUNTERS_BYTES, access=mmap.ACCESS_READ)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except OSError as error:
+        raise HostError(f"{directory(name)}/counters: {error.strerror}") from None
+    with mapping:
+        counters = Counters(mapping)
+        try:
+            activation = _activation(counters)
+            return Snapshot(name, activation, counters.snapshot(), tuple(counters.log_since(0)))
+        except (ValueError, KeyError, TypeError):
+            return None
+        finally:
+            counters.close()
+
+
+@contextmanager
+def lock(seconds: float, waiting: Callable[[], None]) -> Iterator[None]:
+    """Alone with what is active here: two commands that change it follow each other.
+
+    A flock(2) on the directory itself; the directory goes with its last content. `waiting()` is called once
+    if another command holds it. HostError after `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    descriptor = _lock_once()
+    if descriptor is None:
+        waiting()
+    while descriptor is None:
+        if time.monotonic() > deadline:
+            raise HostError(f"another fuseswap command is still at work after {seconds:g} s")
+        time.sleep(_POLL_SECONDS)
+        descriptor = _lock_once()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            Path(RUN_DIRECTORY).rmdir()
+        os.close(descriptor)
+
+
+def _lock_once() -> int | None:
+    """A descriptor that holds the lock, or None if another holds it or just removed the directory."""
+    root = Path(RUN_DIRECTORY)
+    root.mkdir(mode=0o755, exist_ok=True)
+    try:
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), root.stat()):
+            return descriptor
+    except OSError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+def _activation(counters: Counters) -> Activation:
+    return activation_from_json(json.dumps(counters.identity()["activation"]))

@@ -1,0 +1,58 @@
+"""Loop devices, set up as swap needs them."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fuseswap.host.bounded import HostError
+from fuseswap.host.loop import attach, detach, loop_device_of, parse_losetup
+
+
+def test_parse() -> None:
+    device = {"name": "/dev/loop0", "back-file": "/a b", "dio": True, "log-sec": 4096, "autoclear": False}
+    (parsed,) = parse_losetup(json.dumps({"loopdevices": [device]}))
+    assert (parsed.path, parsed.backing_file, parsed.direct_io) == ("/dev/loop0", "/a b", True)
+    assert parse_losetup("") == ()
+
+
+@pytest.fixture
+def backing(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "backing file"
+    path.write_bytes(bytes(1 << 20))
+    yield path
+    device = loop_device_of(str(path))
+    if device is not None:
+        detach(device.path)
+
+
+def test_attach_sets_the_queue_up(backing: Path) -> None:
+    device = attach(str(backing))
+    assert device.direct_io
+    assert device.sector_bytes == 4096
+    queue = Path("/sys/block", Path(device.path).name, "queue")
+    assert (queue / "max_sectors_kb").read_text().strip() == "1024"
+    assert (queue / "wbt_lat_usec").read_text().strip() == "0"
+    assert loop_device_of(str(backing)) == device
+    detach(device.path)
+    assert loop_device_of(str(backing)) is None
+
+
+def test_without_direct_io_nothing_stays(tmp_path: Path) -> None:
+    """squashfs-like: a file system without direct I/O; here ramfs, which has none."""
+    subprocess.run(["mount", "-t", "ramfs", "none", tmp_path], check=True)
+    try:
+        path = tmp_path / "file"
+        path.write_bytes(bytes(1 << 20))
+        with pytest.raises(HostError):
+            attach(str(path))
+        assert loop_device_of(str(path)) is None
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"losetup: .*No such file"):
+        attach(str(tmp_path / "missing"))
