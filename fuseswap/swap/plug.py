@@ -192,7 +192,7 @@ class Plug:
     # What arrives from the server
 
     def wrote(self, call: Call, count: int) -> list[Request]:
-        """A WRITE reply: `count` bytes from its offset are stable (FILE_SYNC). Returns the finished requests."""
+        """A WRITE reply: `count` bytes from its offset are FILE_SYNC. Returns the finished requests."""
         if call not in self.in_flight or not call.is_write or not 0 <= count <= call.length:
             raise ValueError(f"{call} cannot have written {count} bytes")
         if count == 0:

@@ -20,20 +20,20 @@ class Request:
     blank line belong to the plug.
     """
 
-    __slots__ = (  # noqa: RUF023 (in the order of the docstrings)
-        "unique",
+    __slots__ = (
+        "alone",
+        "done",
+        "error",
+        "extent",
+        "followers",
         "is_write",
-        "offset",
         "length",
         "memory",
-        "extent",
-        "error",
+        "offset",
         "pieces",
         "sequence",
-        "done",
-        "alone",
+        "unique",
         "waits_for",
-        "followers",
     )
 
     def __init__(
@@ -86,18 +86,18 @@ class Call:
     only the last may reach beyond the call (when it is larger than the server's rsize or wsize).
     """
 
-    __slots__ = (  # noqa: RUF023 (in the order of the docstrings)
+    __slots__ = (
+        "attempts",
+        "deadline",
         "is_write",
-        "offset",
         "length",
+        "offset",
         "requests",
         "sequence",
-        "xid",
-        "deadline",
         "slot",
-        "attempts",
-        "stream_end",
         "stale_since",
+        "stream_end",
+        "xid",
     )
 
     def __init__(self, request: Request, offset: int, length: int) -> None:
