@@ -92,7 +92,7 @@ def null_call(port: int, program: int, version: int = 3, *, timeout_seconds: flo
 
 
 class _Registrar:
-    """What a server that starts and ends calls of rpcbind: SET and UNSET (RFC 1833 section 2.2.1) are true."""
+    """What a server asks of rpcbind at its start and end: SET and UNSET (RFC 1833 section 2.2.1) are true."""
 
     def __init__(self, path: Path) -> None:
         path.unlink(missing_ok=True)
