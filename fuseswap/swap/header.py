@@ -270,8 +270,8 @@ def is_boot_block_free(page: bytes) -> bool:
 def put_mark(page: bytes, mark: Mark) -> bytes:
     """`page` with `mark`, in place of an older one; all else unchanged.
 
-    ContractError EINVAL (our own) if the place holds anything else. ValueError if `page` is not a page or the
-    texts of `mark` do not fit 494 bytes.
+    ContractError EINVAL (CHECK_BOOT_BLOCK, our own) if the place holds anything else. ValueError if `page`
+    is not a page or the texts of `mark` do not fit 494 bytes.
     """
     if len(page) != PAGE_SIZE:
         raise ValueError(f"header page of {len(page)} bytes")
