@@ -3,7 +3,7 @@
 It is handle-based, as FUSE and NFSv3 are: a `Handle` is opaque bytes that name one file for as long as it
 exists, whatever its path. Every method is a coroutine of trio, may wait for as long as the backend is out of
 reach (a hard mount), and raises OSError with the errno that the user shall see. Terms and arguments follow
-RFC 1813 section 3.3.
+RFC 1813 section 3.3. Many operations may be under way at once; a cancelled one may still take effect.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,15 @@ from attrs import frozen
 from fuseswap.swap.target import MemoryTarget, NfsTarget
 
 Handle = bytes
+
+
+class SourceError(Exception):
+    """A source cannot be opened: one line for the user that says what is wrong and what to do."""
+
+    def __init__(self, text: str, *, usage: bool = False) -> None:
+        super().__init__(text)
+        self.usage = usage
+        """The source itself is written wrongly; no server was asked."""
 
 
 class FileType(Enum):
@@ -83,6 +92,17 @@ class Entry:
 
 
 @frozen
+class Listing:
+    """A piece of a directory."""
+
+    entries: Sequence[Entry]
+    verifier: bytes
+    """cookieverf3: goes with every cookie of this listing (RFC 1813 3.3.16)."""
+    end: bool
+    """The directory ends with these entries."""
+
+
+@frozen
 class Statistics:
     """FSSTAT (RFC 1813 3.3.18) in bytes and files."""
 
@@ -96,34 +116,68 @@ class Statistics:
 
 
 class Backend(Protocol):
-    """A tree of files."""
+    """A tree of files. Names are single path components, neither empty, "." nor ".."."""
 
     root: Handle
     read_bytes_max: int
+    """Bytes that one READ of the backend carries; `read` takes any length."""
     write_bytes_max: int
 
     async def getattr(self, handle: Handle, caller: Caller) -> Attributes: ...
+
     async def setattr(self, handle: Handle, changes: SetAttributes, caller: Caller) -> Attributes: ...
+
     async def lookup(self, parent: Handle, name: bytes, caller: Caller) -> tuple[Handle, Attributes]: ...
+
+    async def access(self, handle: Handle, mask: int, caller: Caller) -> bool:
+        """Whether `caller` may do all that `mask` (R_OK | W_OK | X_OK of access(2)) names."""
+        ...
+
+    async def readlink(self, handle: Handle, caller: Caller) -> bytes: ...
+
     async def create(
         self, parent: Handle, name: bytes, mode: int, exclusive: bool, caller: Caller
-    ) -> tuple[Handle, Attributes]: ...
+    ) -> tuple[Handle, Attributes]:
+        """A regular file; an existing one is returned as it is, or EEXIST if `exclusive`."""
+        ...
+
     async def mkdir(self, parent: Handle, name: bytes, mode: int, caller: Caller) -> tuple[Handle, Attributes]: ...
+
+    async def symlink(
+        self, parent: Handle, name: bytes, target: bytes, caller: Caller
+    ) -> tuple[Handle, Attributes]: ...
+
+    async def mknod(
+        self, parent: Handle, name: bytes, type: FileType, mode: int, rdev: tuple[int, int], caller: Caller
+    ) -> tuple[Handle, Attributes]:
+        """A FIFO, socket or device; `rdev` is (major, minor)."""
+        ...
+
+    async def link(self, handle: Handle, parent: Handle, name: bytes, caller: Caller) -> Attributes:
+        """Attributes of the file with its new link."""
+        ...
+
     async def unlink(self, parent: Handle, name: bytes, caller: Caller) -> None: ...
+
     async def rmdir(self, parent: Handle, name: bytes, caller: Caller) -> None: ...
+
     async def rename(
         self, old_parent: Handle, old_name: bytes, new_parent: Handle, new_name: bytes, caller: Caller
     ) -> None: ...
-    async def readdir(self, handle: Handle, cookie: int, caller: Caller) -> tuple[Sequence[Entry], bool]:
-        """Some entries behind `cookie` (0: from the start), and whether the directory ends with them."""
+
+    async def readdir(self, handle: Handle, cookie: int, verifier: bytes, caller: Caller) -> Listing:
+        """Entries behind `cookie` without "." and "..". To begin: cookie 0 and an empty verifier."""
         ...
 
     async def read(self, handle: Handle, offset: int, length: int, caller: Caller) -> bytes:
         """`length` bytes from `offset`; fewer only at the end of the file."""
         ...
 
-    async def write(self, handle: Handle, offset: int, data: bytes, stable: bool, caller: Caller) -> None:
-        """All of `data`; on stable storage at return if `stable` (FILE_SYNC), else after the next `commit`."""
+    async def write(self, handle: Handle, offset: int, data: bytes, stable: bool, caller: Caller) -> Attributes | None:
+        """All of `data`; on stable storage at return if `stable` (FILE_SYNC), else after the next `commit`.
+
+        Returns the attributes behind the write if the backend learned them on the way.
+        """
         ...
 
     async def commit(self, handle: Handle, caller: Caller) -> None:
@@ -135,5 +189,3 @@ class Backend(Protocol):
     def swap_target(self, handle: Handle) -> NfsTarget | MemoryTarget:
         """Where an engine reaches this file's pages; OSError EINVAL for a backend without swap_rw."""
         ...
-
-    async def aclose(self) -> None: ...

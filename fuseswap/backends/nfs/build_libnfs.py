@@ -6,7 +6,7 @@ receive READ data into the caller's buffer. The shims below hide that: every `ca
 is queued, and its reply arrives at the one callback `libnfs_reply` with the caller's key.
 """
 
-from cffi import FFI
+from cffi import FFI  # type: ignore[import-untyped]
 
 PROCEDURES = (
     ("getattr", "GETATTR3args"),
