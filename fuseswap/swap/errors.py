@@ -1,8 +1,13 @@
 """Refusals of the swap-file contract: by which check, with which errno, and what mends it."""
 
-from errno import errorcode
+from errno import EOPNOTSUPP, errorcode
 
 from attrs import frozen
+
+
+def errno_name(errno: int) -> str:
+    """`EINVAL` and its like; the kernel's EOPNOTSUPP where the C library has a second name."""
+    return "EOPNOTSUPP" if errno == EOPNOTSUPP else errorcode[errno]
 
 
 @frozen
@@ -63,7 +68,7 @@ class ContractError(Exception):
     @property
     def errno_name(self) -> str:
         """`EINVAL` and its like."""
-        return errorcode[self.errno]
+        return errno_name(self.errno)
 
     def __str__(self) -> str:
         return f"{self.text} ({self.errno_name}); {self.remedy}"

@@ -1,15 +1,17 @@
 """The table of operations as a whole: complete, consistent, and explained."""
 
-from errno import EBUSY, EINVAL, EPERM, ETXTBSY, errorcode
+from errno import EBUSY, EINVAL, EOPNOTSUPP, EPERM, ETXTBSY, errorcode
 
 import pytest
 
 from fuseswap.swap.rules import (
     ENGINE_RULES,
+    NATIVE_DEVIATIONS,
     OUTCOME_SIGBUS,
     RULES,
     FileState,
     Operation,
+    native_outcomes,
     outcome_name,
     verdict,
 )
@@ -114,7 +116,15 @@ def test_the_documented_differences() -> None:
 
 
 def test_outcome_names() -> None:
-    assert [outcome_name(outcome) for outcome in (0, ETXTBSY, OUTCOME_SIGBUS)] == ["ok", "ETXTBSY", "SIGBUS"]
+    names = [outcome_name(outcome) for outcome in (0, ETXTBSY, OUTCOME_SIGBUS, EOPNOTSUPP)]
+    assert names == ["ok", "ETXTBSY", "SIGBUS", "EOPNOTSUPP"]
+
+
+def test_deviations_deviate() -> None:
+    for (filesystem, operation), outcomes in NATIVE_DEVIATIONS.items():
+        assert outcomes != RULES[operation].native, (filesystem, operation)
+    assert native_outcomes("xfs", Operation.WRITE_EMPTY) == (0, 0)
+    assert native_outcomes("ext4", Operation.WRITE_EMPTY) == (0, ETXTBSY)
 
 
 def test_engine_rules() -> None:
