@@ -27,6 +27,8 @@ from typing import Final, Literal, Self
 
 import attrs
 
+from fuseswap.host.bounded import HostError
+
 NFS_PROGRAM: Final = 100003
 MOUNT_PROGRAM: Final = 100005
 
@@ -59,10 +61,6 @@ mount --bind "$1" /run
 shift
 exec "$@"
 """
-
-
-class ServerError(Exception):
-    """The private NFS server could not be started; the text says why, in one line."""
 
 
 @attrs.frozen
@@ -149,7 +147,7 @@ class GaneshaServer:
     def pid(self) -> int:
         """The running server's process; a test may stop and continue it."""
         if self._ganesha is None:
-            raise ServerError("the private NFS server is not running")
+            raise HostError("the private NFS server is not running")
         return self._ganesha.pid
 
     def url(self, path: str = "", *, export: str | None = None, version: int = 3) -> str:
@@ -160,9 +158,9 @@ class GaneshaServer:
         return f"nfs://127.0.0.1/{name}{below}?version={version}&{ports}"
 
     def start(self) -> None:
-        """Start the server, on the same ports each time, and return when it answers. Errors: ServerError."""
+        """Start the server, on the same ports each time, and return when it answers. Errors: HostError."""
         if self._ganesha is not None:
-            raise ServerError("the private NFS server is already running")
+            raise HostError("the private NFS server is already running")
         self._prepare()
         if self._registrar is None:
             self._registrar = _Registrar(self.directory / "run/rpcbind.sock")
@@ -202,7 +200,7 @@ class GaneshaServer:
 
     def _prepare(self) -> None:
         if shutil.which("ganesha.nfsd") is None:
-            raise ServerError("no nfs-ganesha here, try: apt-get install nfs-ganesha nfs-ganesha-vfs")
+            raise HostError("no nfs-ganesha here, try: apt-get install nfs-ganesha nfs-ganesha-vfs")
         for below in ("run", "run/ganesha", "recovery"):
             (self.directory / below).mkdir(parents=True, exist_ok=True)
         for export in self.exports:
@@ -254,7 +252,7 @@ NFSv4 {{ Graceless = true; RecoveryRoot = "{self.directory}/recovery"; }}
         for port, program in ((self.mount_port, MOUNT_PROGRAM), (self.nfs_port, NFS_PROGRAM)):
             while not null_call(port, program):
                 if not _runs_on(self._ganesha, deadline):
-                    raise ServerError(f"nfs-ganesha did not start: {self._last_log_line()}")
+                    raise HostError(f"nfs-ganesha did not start: {self._last_log_line()}")
 
     def _last_log_line(self) -> str:
         with contextlib.suppress(OSError, IndexError):
@@ -294,4 +292,4 @@ def _free_ports(count: int) -> list[int]:
         ports.append(port)
         if len(ports) == count:
             return ports
-    raise ServerError(f"no free TCP port between {_PORTS.start} and {_PORTS.stop} on loopback")
+    raise HostError(f"no free TCP port between {_PORTS.start} and {_PORTS.stop} on loopback")

@@ -11,7 +11,8 @@ from pathlib import Path
 import libnfs
 import pytest
 
-from fuseswap.host.ganesha import MOUNT_PROGRAM, NFS_PROGRAM, Export, GaneshaServer, ServerError, null_call
+from fuseswap.host.bounded import HostError
+from fuseswap.host.ganesha import MOUNT_PROGRAM, NFS_PROGRAM, Export, GaneshaServer, null_call
 from tests.kit import fuse_stub, rpc
 from tests.kit.wait import wait_until
 
@@ -57,7 +58,7 @@ def test_stop_ends_the_server_and_may_be_repeated(fresh_nfs_server: GaneshaServe
 
     assert not Path(f"/proc/{pid}").exists()
     assert not null_call(fresh_nfs_server.mount_port, MOUNT_PROGRAM)
-    with pytest.raises(ServerError, match="not running"):
+    with pytest.raises(HostError, match="not running"):
         _ = fresh_nfs_server.pid
 
 
@@ -125,7 +126,7 @@ def test_a_server_that_cannot_start_says_why(disk_dir: Path) -> None:
         second = GaneshaServer(disk_dir / "second")
         second.nfs_port = first.nfs_port
 
-        with pytest.raises(ServerError, match=r"did not start: .*bind"):
+        with pytest.raises(HostError, match=r"did not start: .*bind"):
             second.start()
 
 
@@ -134,7 +135,7 @@ def test_a_machine_without_nfs_ganesha_is_told_what_to_install(
 ) -> None:
     monkeypatch.setenv("PATH", str(disk_dir))
 
-    with pytest.raises(ServerError, match="apt-get install nfs-ganesha"):
+    with pytest.raises(HostError, match="apt-get install nfs-ganesha"):
         GaneshaServer(disk_dir).start()
 
 
