@@ -1,0 +1,33 @@
+"""A source as the user writes it, opened."""
+
+import contextlib
+import re
+from collections.abc import AsyncIterator
+from typing import Final
+
+from fuseswap.backends.memory import MemoryBackend
+from fuseswap.backends.nfs.backend import open_nfs
+from fuseswap.backends.protocol import Backend, SourceError
+
+_SIZE: Final = re.compile(r"(\d{1,15})([KMGT]?)(?:iB)?", re.ASCII)
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@contextlib.asynccontextmanager
+async def open_source(source: str) -> AsyncIterator[Backend]:
+    """The backend for nfs://HOST/EXPORT/PATH, file:///DIR or mem:SIZE. Errors: SourceError."""
+    scheme, colon, rest = source.partition(":")
+    if scheme == "nfs":
+        async with open_nfs(source) as nfs:
+            yield nfs
+    elif colon and scheme == "mem":
+        yield MemoryBackend(_size(source, rest))
+    else:
+        raise SourceError(f"{source}: expected nfs://HOST/EXPORT/PATH, file:///DIR or mem:SIZE", usage=True)
+
+
+def _size(source: str, text: str) -> int:
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise SourceError(f"{source}: expected a size, like mem:64M", usage=True)
+    return int(found[1]) * _UNITS[found[2]]
