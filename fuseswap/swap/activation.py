@@ -218,7 +218,7 @@ def _check_open(facts: FileFacts) -> None:
         raise CHECK_DIRECTORY.refusal()
     if S_ISSOCK(facts.mode):
         raise CHECK_SOCKET.refusal()
-    if facts.read_only:
+    if facts.read_only and S_ISREG(facts.mode):
         raise CHECK_READ_ONLY.refusal()
     if facts.nlink == 0:
         raise CHECK_UNLINKED.refusal()
@@ -241,7 +241,9 @@ def _check_storage(facts: FileFacts) -> None:
     sectors = -(-facts.allocated_bytes // SECTOR_SIZE)
     if sectors * SECTOR_SIZE < facts.size_bytes:
         raise CHECK_ALLOCATED.refusal()
-    if facts.data_ranges is not None and _has_hole(facts.data_ranges, facts.size_bytes):
+    # As in iomap_swapfile_activate, a tail below a page is not looked at.
+    whole = facts.size_bytes // PAGE_SIZE * PAGE_SIZE
+    if facts.data_ranges is not None and _has_hole(facts.data_ranges, whole):
         raise CHECK_HOLES.refusal()
 
 
@@ -271,13 +273,13 @@ def describe_mark(mark: Mark) -> str:
     return f"{mark.host} (machine-id {mark.machine_id})" if mark.host else f"machine-id {mark.machine_id}"
 
 
-def _has_hole(ranges: tuple[DataRange, ...], size_bytes: int) -> bool:
+def _has_hole(ranges: tuple[DataRange, ...], length_bytes: int) -> bool:
     covered = 0
     for data in ranges:
         if data.start > covered:
             break
         covered = max(covered, data.end)
-    return covered < size_bytes
+    return covered < length_bytes
 
 
 class Outcome(Enum):

@@ -1,0 +1,371 @@
+"""swap_activate against the running kernel's swapon: the same files, the same verdict, the same words.
+
+hypothesis makes headers and files (odd sizes, holes, fragments); each is judged by fuseswap from facts, and by
+swapon(2) on the machine's own ext4 and xfs.
+"""
+
+import os
+import re
+import socket
+import stat
+from errno import EBUSY, EINVAL, EISDIR, ENOENT, ENXIO, EROFS
+from pathlib import Path
+
+import pytest
+from attrs import frozen
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from fuseswap.swap.activation import DataRange, FileFacts, check_report, swap_activate
+from fuseswap.swap.errors import ContractError
+from fuseswap.swap.extents import Layout, Mapping, iomap_extents
+from fuseswap.swap.header import SwapHeader, format_header, parse_header
+from fuseswap.swap.units import PAGE_SIZE
+from tests.contract import syscalls
+from tests.contract.conftest import NativeFilesystem
+from tests.contract.kernel_log import logged
+from tests.contract.operations import descriptor
+from tests.swap.test_header import raw_header
+
+pytestmark = pytest.mark.swap
+
+KIB = 1024
+ADDING = re.compile(r"Adding (\d+)k swap on (\S+)\.\s+Priority:-?\d+ extents:(\d+) across:(\d+)k")
+REFUSALS = re.compile(
+    r"Unable to find swap-space signature|Unable to handle swap header version|Empty swap-file|"
+    r"Swap area shorter|swapon: |swap activate: |swapfile has holes"
+)
+
+
+@frozen
+class Activated:
+    """The kernel's own line about an area that it took."""
+
+    pages: int
+    extent_count: int
+    span: int
+
+
+@frozen
+class Refused:
+    errno: int
+    text: str
+    """What the kernel logged; empty where it refuses silently."""
+
+
+def kernel_verdict(path: Path) -> Activated | Refused:
+    """swapon(2), and swapoff(2) at once."""
+    errno = 0
+    with logged() as lines:
+        try:
+            syscalls.swapon(path)
+        except OSError as error:
+            errno = error.errno or 0
+        else:
+            syscalls.swapoff(path)
+    if errno:
+        return Refused(errno, next((line for line in lines if REFUSALS.search(line)), ""))
+    matches = [match for line in lines if (match := ADDING.match(line)) and match[2] == str(path)]
+    kib, _, extents, across = matches[0].groups()
+    return Activated(int(kib) // 4, int(extents), int(across) // 4)
+
+
+def mappings_of(path: Path) -> list[Mapping]:
+    """The file as iomap shows it to swapon: FIEMAP's extents with the holes between them."""
+    with descriptor(path, os.O_RDONLY) as fd:
+        size_bytes = os.fstat(fd).st_size
+        extents = syscalls.fiemap(fd, size_bytes)
+    mappings = []
+    end = 0
+    for logical, physical, length, _ in extents:
+        if logical > end:
+            mappings.append(Mapping(end, logical - end, None))
+        mappings.append(Mapping(logical, length, physical))
+        end = logical + length
+    if end < size_bytes:
+        mappings.append(Mapping(end, size_bytes - end, None))
+    return mappings
+
+
+def facts_of(path: Path, read_only: bool = False, active: bool = False) -> FileFacts:
+    """What a backend for local files reports."""
+    status = path.stat()
+    header_page, ranges = None, None
+    if stat.S_ISREG(status.st_mode):
+        with descriptor(path, os.O_RDONLY) as fd:
+            header_page = os.pread(fd, PAGE_SIZE, 0)
+        ranges = tuple(
+            DataRange(mapping.logical, mapping.logical + mapping.length)
+            for mapping in mappings_of(path)
+            if mapping.physical is not None
+        )
+    return FileFacts(
+        mode=status.st_mode,
+        size_bytes=status.st_size,
+        allocated_bytes=status.st_blocks * 512,
+        header_page=header_page,
+        read_bytes_max=1 << 20,
+        write_bytes_max=1 << 20,
+        active=active,
+        read_only=read_only,
+        nlink=status.st_nlink,
+        data_ranges=ranges,
+    )
+
+
+def local_layout(path: Path) -> Layout:
+    """What swapon makes of a file on an iomap file system. ContractError as there."""
+    status = path.stat()
+    with descriptor(path, os.O_RDONLY) as fd:
+        header = parse_header(os.pread(fd, PAGE_SIZE, 0), status.st_size, regular=True)
+    return iomap_extents(status.st_size, header.pages_max, mappings_of(path))
+
+
+# --- files that hypothesis makes ---
+
+@st.composite
+def headers(draw: st.DrawFn, pages: int) -> bytes:
+    """A page for a file of `pages`: mostly a header that is right or nearly so, as only such gets far."""
+    last_page = draw(st.one_of(st.integers(1, max(1, pages - 1)), st.integers(0, pages + 1)))
+    match draw(st.sampled_from(["right", "right", "right", "raw", "raw", "signature", "none"])):
+        case "right":
+            order = draw(st.sampled_from(["little", "big"]))
+            return format_header(SwapHeader(max(last_page, 1), label=b"oracle", byte_order=order))
+        case "raw":
+            version = draw(st.sampled_from([1, 1, 1, 0, 2, 0x01000000]))
+            bad_pages = draw(st.sampled_from([0, 1, 637, 638]))
+            return raw_header(version, last_page, bad_pages, order=draw(st.sampled_from("<>")))
+        case "signature":
+            return raw_header(last_page=last_page, signature=draw(st.sampled_from([b"SWAP-SPACE", b"S1SUSPEND\0"])))
+        case _:
+            return b""
+
+
+BOOT_BLOCKS = st.sampled_from([b"", b"\xeb\x3c\x90" + bytes(507) + b"\x55\xaa" + b"x" * 512])
+
+
+@frozen
+class Recipe:
+    """How to make a file."""
+
+    size_bytes: int
+    written: tuple[tuple[int, int], ...]
+    """(offset, length) in bytes; the rest is a hole."""
+    allocated: tuple[tuple[int, int], ...]
+    """The same, fallocated and never written."""
+    header: bytes
+    boot: bytes
+
+    def make(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        with descriptor(path, os.O_RDWR | os.O_CREAT) as fd:
+            os.ftruncate(fd, self.size_bytes)
+            for offset, length in self.allocated:
+                syscalls.fallocate(fd, syscalls.FALLOC_KEEP_SIZE, offset, length)
+            for offset, length in self.written:
+                os.pwrite(fd, b"\xa5" * max(0, min(length, self.size_bytes - offset)), offset)
+            if self.header:
+                os.pwrite(fd, (self.boot + self.header[len(self.boot) :])[: self.size_bytes], 0)
+
+
+SIZES = st.one_of(
+    st.integers(2, 40).map(lambda pages: pages * PAGE_SIZE),
+    st.integers(2, 40).map(lambda pages: pages * PAGE_SIZE),
+    st.integers(0, 40 * PAGE_SIZE),
+    st.sampled_from([0, 100, PAGE_SIZE - 1, PAGE_SIZE, PAGE_SIZE + 1, 10 * PAGE_SIZE + 512, 10 * PAGE_SIZE - 1]),
+)
+PIECES = st.lists(
+    st.tuples(st.integers(0, 40), st.integers(1, 40)).map(lambda piece: (piece[0] * KIB, piece[1] * 4 * KIB)),
+    max_size=4,
+).map(tuple)
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    size_bytes = draw(SIZES)
+    whole = ((0, max(size_bytes, 1)),)
+    written = draw(st.one_of(st.just(whole), st.just(whole), PIECES))
+    allocated = draw(st.one_of(st.just(()), st.just(whole), PIECES))
+    header = draw(headers(size_bytes // PAGE_SIZE))
+    return Recipe(size_bytes, written, allocated, header, draw(BOOT_BLOCKS))
+
+
+GOOD = format_header(SwapHeader(9))
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+@settings(max_examples=150)
+@given(recipe=recipes())
+@example(Recipe(40960, ((0, 40960),), (), GOOD, b""))
+@example(Recipe(40960, (), ((0, 40960),), GOOD, b""))
+@example(Recipe(40960, ((0, 20480), (24576, 16384)), (), GOOD, b""))
+@example(Recipe(81920, ((0, 40960),), (), GOOD, b""))
+@example(Recipe(40960 + 512, ((0, 40960),), (), GOOD, b""))
+@example(Recipe(0, (), (), b"", b""))
+def test_check_says_what_swapon_says(
+    native_filesystems: dict[str, NativeFilesystem], kind: str, recipe: Recipe
+) -> None:
+    path = native_filesystems[kind].point / "oracle"
+    recipe.make(path)
+    facts = facts_of(path)
+
+    report = check_report(facts)
+    kernel = kernel_verdict(path)
+
+    error = report.error
+    if error is None:
+        assert report.verdict is not None
+        assert isinstance(kernel, Activated), kernel
+        assert kernel.pages == report.verdict.pages
+    elif error.own:
+        assert isinstance(kernel, Activated), (error, kernel)
+    elif error.step == "allocated" and facts.size_bytes % PAGE_SIZE and isinstance(kernel, Activated):
+        # Only NFS counts a hole in the tail below a page; fuseswap refuses such a size in any case.
+        pass
+    else:
+        assert isinstance(kernel, Refused), error
+        assert kernel.errno == error.errno
+        if error.step in ("allocated", "holes"):
+            assert kernel.text.endswith("has unallocated extents")
+        else:
+            assert kernel.text == (error.text if error.kernel_text else "")
+
+
+# --- extents ---
+
+
+@st.composite
+def cuts(draw: st.DrawFn) -> tuple[int, list[tuple[int, int]], int]:
+    """A file's size in KiB, stretches to collapse one after another (so that it falls into runs), last_page."""
+    size_kib = draw(st.integers(24, 256))
+    left = size_kib
+    collapses = []
+    for _ in range(draw(st.integers(2, 9))):
+        if left < 12:
+            break
+        length = draw(st.integers(1, 7))
+        offset = draw(st.integers(0, left - length - 1))
+        collapses.append((offset, length))
+        left -= length
+    return size_kib, collapses, max(1, left // 4 - 1 - draw(st.sampled_from([-1, 0, 0, 0, 1, 5])))
+
+
+@pytest.mark.parametrize("kind", ["ext4-1k", "ext4", "xfs"])
+@settings(max_examples=100)
+@given(cut=cuts())
+@example((24, [(offset, 1) for offset in (3, 6, 9, 12)], 3))
+def test_extents_are_the_kernels(
+    native_filesystems: dict[str, NativeFilesystem], kind: str, cut: tuple[int, list[tuple[int, int]], int]
+) -> None:
+    """Runs of every length and alignment: pages, span and count of extents, or the refusal, as swapon logs it."""
+    size_kib, collapses, last_page = cut
+    block_kib = 1 if kind == "ext4-1k" else 4
+    path = native_filesystems[kind].point / "fragmented"
+    path.unlink(missing_ok=True)
+    with descriptor(path, os.O_RDWR | os.O_CREAT) as fd:
+        syscalls.fallocate(fd, 0, 0, size_kib * block_kib * KIB)
+        for offset, length in collapses:
+            syscalls.fallocate(
+                fd, syscalls.FALLOC_COLLAPSE_RANGE, offset * block_kib * KIB, length * block_kib * KIB
+            )
+        os.pwrite(fd, format_header(SwapHeader(last_page)), 0)
+        os.fsync(fd)
+
+    try:
+        layout = local_layout(path)
+    except ContractError as error:
+        kernel = kernel_verdict(path)
+        assert isinstance(kernel, Refused), (error, kernel)
+        assert kernel.errno == error.errno == EINVAL
+        assert error.text in kernel.text
+    else:
+        kernel = kernel_verdict(path)
+        if layout.pages == 0:
+            assert kernel == Refused(EINVAL, "Empty swap-file")
+        else:
+            assert kernel == Activated(layout.pages, layout.extent_count, layout.span)
+
+
+# --- what is not a file that could be swap ---
+
+
+def errno_of(path: Path) -> int:
+    try:
+        syscalls.swapon(path)
+    except OSError as error:
+        return error.errno or 0
+    syscalls.swapoff(path)
+    return 0
+
+
+def our_errno(facts: FileFacts) -> int:
+    try:
+        swap_activate(facts)
+    except ContractError as error:
+        return error.errno
+    return 0
+
+
+@pytest.fixture
+def directory(native_filesystems: dict[str, NativeFilesystem], request: pytest.FixtureRequest) -> Path:
+    directory = native_filesystems["ext4"].point / str(request.node.name)
+    directory.mkdir()
+    return directory
+
+
+def make_good(path: Path) -> Path:
+    Recipe(40960, ((0, 40960),), (), GOOD, b"").make(path)
+    return path
+
+
+@pytest.mark.parametrize("read_only", [False, True], ids=["rw", "ro"])
+def test_other_types(
+    native_filesystems: dict[str, NativeFilesystem], directory: Path, read_only: bool
+) -> None:
+    filesystem = native_filesystems["ext4"]
+    (directory / "directory").mkdir()
+    os.mkfifo(directory / "fifo")
+    os.mknod(directory / "null", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(directory / "socket"))
+    make_good(directory / "file")
+    expected = {"directory": EISDIR, "fifo": EINVAL, "null": EINVAL, "socket": ENXIO, "file": 0}
+    if read_only:
+        expected["file"] = EROFS
+
+    syscalls.remount(filesystem.point, read_only=read_only)
+    try:
+        kernel = {name: errno_of(directory / name) for name in expected}
+        ours = {name: our_errno(facts_of(directory / name, read_only=read_only)) for name in expected}
+    finally:
+        syscalls.remount(filesystem.point, read_only=False)
+
+    assert kernel == expected
+    assert ours == expected
+
+
+def test_active_already(directory: Path) -> None:
+    path = make_good(directory / "file")
+    other = directory / "other-name"
+    other.hardlink_to(path)
+
+    syscalls.swapon(path)
+    try:
+        kernel = (errno_of(path), errno_of(other))
+        # A broken header is not even looked at.
+        ours = our_errno(facts_of(path, active=True))
+    finally:
+        syscalls.swapoff(path)
+
+    assert kernel == (EBUSY, EBUSY)
+    assert ours == EBUSY
+
+
+def test_unlinked(directory: Path) -> None:
+    path = make_good(directory / "file")
+
+    with descriptor(path, os.O_RDWR) as fd:
+        path.unlink()
+        by_descriptor = Path(f"/proc/self/fd/{fd}")
+        assert errno_of(by_descriptor) == ENOENT
+        assert our_errno(facts_of(by_descriptor)) == ENOENT
