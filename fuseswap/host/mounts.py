@@ -62,6 +62,11 @@ def mount_of(path: str, table: tuple[Mount, ...]) -> Mount | None:
     return best
 
 
+def absolute(path: str) -> str:
+    """`path` made absolute as text: no link is followed, so no mount is asked."""
+    return os.path.abspath(path)  # noqa: PTH100
+
+
 def path_below(path: str, mount: Mount) -> str:
     """`path` relative to the root of the mount's file system, without a leading slash."""
     return str(PurePath(path).relative_to(mount.mountpoint))

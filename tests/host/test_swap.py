@@ -1,8 +1,5 @@
 """/proc/swaps, headers, and swap that is really turned on."""
 
-import fcntl
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -86,37 +83,25 @@ def test_shortfall() -> None:
     assert shortfall("/dev/loop9", (ours, other), 0) == 0
 
 
-@pytest.fixture
-def swap_lock() -> Iterator[None]:
-    """Swap is global: whoever turns it on is alone."""
-    with Path("/run/lock/fuseswap-swap.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
 @pytest.mark.swap
-def test_swap_on_a_loop_device(tmp_path: Path, swap_lock: None) -> None:
+def test_swap_on_a_loop_device(disk_dir: Path) -> None:
     size = 8 << 20
-    backing = tmp_path / "swap file"
+    backing = disk_dir / "swap file"
     backing.write_bytes(make_header(size) + b"\xaa" * (size - 4096))
     device = attach(str(backing))
-    try:
-        swapon(device.path, 5)
-        active = swap_area(device.path)
-        assert active is not None
-        assert (active.size_bytes, active.priority, active.deleted) == (size - 4096, 5, False)
-        with pytest.raises(HostError, match=r"swapon: .*busy"):
-            swapon(device.path, None)
-        detach(device.path)
-        found = loop_device_of(str(backing))
-        assert found is not None
-        assert found.autoclear, "a device in use goes with its last user"
-        swapoff(device.path, lambda used, seconds: None)
-        assert swap_area(device.path) is None
-        swapoff(device.path, lambda used, seconds: None)
-    finally:
-        subprocess.run(["swapoff", device.path], check=False, stderr=subprocess.DEVNULL)
-        subprocess.run(["losetup", "-d", device.path], check=False, stderr=subprocess.DEVNULL)
+    swapon(device.path, 5)
+    active = swap_area(device.path)
+    assert active is not None
+    assert (active.size_bytes, active.priority, active.deleted) == (size - 4096, 5, False)
+    with pytest.raises(HostError, match=r"swapon: .*busy"):
+        swapon(device.path, None)
+    detach(device.path)
+    found = loop_device_of(str(backing))
+    assert found is not None
+    assert found.autoclear, "a device in use goes with its last user"
+    swapoff(device.path, lambda used, seconds: None)
+    assert swap_area(device.path) is None
+    swapoff(device.path, lambda used, seconds: None)
 
 
 def test_swaps_of_this_machine() -> None:

@@ -1,0 +1,196 @@
+"""`create`: a swap file without holes, written in full, or nothing.
+
+The file is written under a hidden name and renamed when it is whole, so that under its own name it is either
+complete or not there. Its content is random: a server that compresses or drops zeros must allocate it all.
+"""
+
+import errno
+import os
+import secrets
+from collections.abc import Callable, Iterator
+
+import trio
+
+from fuseswap.backends.protocol import Attributes, Backend, Caller, FileType, Handle
+from fuseswap.cli.backend_run import with_source
+from fuseswap.cli.failure import Exit, Failure
+from fuseswap.cli.output import progress, say, warn
+from fuseswap.cli.size import format_size
+from fuseswap.host.swap import make_header
+from fuseswap.swap.errors import ContractError
+from fuseswap.swap.header import parse_header
+from fuseswap.swap.units import PAGE_SIZE
+
+DEFAULT_BYTES = 4 << 30
+
+_BLOCK_BYTES = 1 << 20
+_BLOCKS_IN_FLIGHT = 8
+_CLEANUP_SECONDS = 10.0
+_STALE_SECONDS = 3.0
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def create(directory: str, name: str, size_bytes: int | None, shown: str) -> bool:
+    """Make the file `name` in the source `directory`; True if it was made, False if it is there already.
+
+    `size_bytes` None accepts a swap file of any size, and makes one of DEFAULT_BYTES. `shown` is what the user
+    calls the file. Failure, SourceError; whatever happens, nothing half-made remains.
+    """
+
+    async def work(backend: Backend) -> bool:
+        try:
+            return await _Creation(backend, os.fsencode(name), shown).run(size_bytes)
+        except OSError as error:
+            raise _explain(error, shown) from None
+
+    return with_source(directory, work)
+
+
+class _Creation:
+    def __init__(self, backend: Backend, name: bytes, shown: str) -> None:
+        self._backend = backend
+        self._name = name
+        self._shown = shown
+        self._caller = Caller(os.getuid(), os.getgid())
+
+    async def run(self, size_bytes: int | None) -> bool:
+        if await self._is_there(size_bytes):
+            return False
+        size = DEFAULT_BYTES if size_bytes is None else size_bytes
+        await self._require_room(size)
+        await self._remove_stale()
+        header = make_header(size)
+        hidden = b".%b.%b.part" % (self._name[:200], secrets.token_hex(4).encode())
+        root = self._backend.root
+        try:
+            handle, _ = await self._backend.create(root, hidden, 0o600, True, self._caller)
+            say(f"{self._shown}: writing {format_size(size)}")
+            with progress(f"{os.fsdecode(self._name)}", size) as show:
+                await self._fill(handle, size, show)
+            await self._backend.commit(handle, self._caller)
+            await self._backend.write(handle, 0, header, True, self._caller)
+            if await self._is_there(size):
+                raise Failure(f"{self._shown}: another create made it meanwhile")
+            await self._backend.rename(root, hidden, root, self._name, self._caller)
+        except BaseException:
+            await self._remove(hidden)
+            raise
+        return True
+
+    async def _is_there(self, size_bytes: int | None) -> bool:
+        """Whether the name is a swap file of this size. Failure if it is anything else."""
+        found = await self._lookup(self._name)
+        if found is None:
+            return False
+        handle, attributes = found
+        if attributes.type is not FileType.REGULAR:
+            raise Failure(
+                f"{self._shown} exists and is not a regular file: choose another name", Exit.REFUSED
+            )
+        page = await self._backend.read(handle, 0, PAGE_SIZE, self._caller)
+        try:
+            parse_header(page, attributes.size, regular=True)
+        except ContractError as error:
+            raise Failure(
+                f"{self._shown} exists and is not a swap file ({error.text}): it is left as it is; choose another"
+                " name, or remove it",
+                Exit.REFUSED,
+            ) from None
+        if size_bytes is not None and attributes.size != size_bytes:
+            raise Failure(
+                f"{self._shown} exists with {attributes.size} bytes, not {size_bytes}: use --size"
+                f" {attributes.size}, or remove it"
+            )
+        return True
+
+    async def _lookup(self, name: bytes) -> tuple[Handle, Attributes] | None:
+        try:
+            return await self._backend.lookup(self._backend.root, name, self._caller)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+
+    async def _require_room(self, size: int) -> None:
+        statistics = await self._backend.statistics(self._backend.root, self._caller)
+        if statistics.available_bytes < size:
+            raise Failure(
+                f"{self._shown}: no room: {format_size(statistics.available_bytes)} are free there,"
+                f" {format_size(size)} are needed: make room or choose a smaller --size",
+                Exit.SERVER,
+            )
+
+    async def _fill(self, handle: Handle, size: int, show: Callable[[int], None]) -> None:
+        """Random bytes behind the header page; all writers stop at the first error, which is raised."""
+        offsets = iter(range(PAGE_SIZE, size, _BLOCK_BYTES))
+        errors: list[OSError] = []
+        async with trio.open_nursery() as nursery:
+
+            async def write(offsets: Iterator[int]) -> None:
+                for offset in offsets:
+                    data = os.urandom(min(_BLOCK_BYTES, size - offset))
+                    try:
+                        await self._backend.write(handle, offset, data, False, self._caller)
+                    except OSError as error:
+                        errors.append(error)
+                        nursery.cancel_scope.cancel()
+                        return
+                    show(len(data))
+
+            for _ in range(_BLOCKS_IN_FLIGHT):
+                nursery.start_soon(write, offsets)
+        if errors:
+            raise errors[0]
+
+    async def _remove(self, hidden: bytes) -> None:
+        """Remove the half-made file, also when the work was cancelled."""
+        with trio.CancelScope(shield=True), trio.move_on_after(_CLEANUP_SECONDS) as limit:
+            try:
+                await self._backend.unlink(self._backend.root, hidden, self._caller)
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    warn(f"{self._shown}: {os.fsdecode(hidden)} stays beside it: {error.strerror}: remove it")
+        if limit.cancelled_caught:
+            warn(f"{self._shown}: the server does not answer: remove {os.fsdecode(hidden)} beside it later")
+
+    async def _remove_stale(self) -> None:
+        """Remove what a killed `create` of this name left. One at work is known by its file's growth."""
+        before = await self._hidden()
+        if not before:
+            return
+        await trio.sleep(_STALE_SECONDS)
+        for name, attributes in (await self._hidden()).items():
+            if before.get(name) == attributes:
+                await self._remove(name)
+
+    async def _hidden(self) -> dict[bytes, tuple[int, int]]:
+        found = {}
+        cookie, verifier, end = 0, b"", False
+        while not end:
+            listing = await self._backend.readdir(self._backend.root, cookie, verifier, self._caller)
+            for entry in listing.entries:
+                if entry.name.startswith(b".%b." % self._name[:200]) and entry.name.endswith(b".part"):
+                    looked_up = await self._lookup(entry.name)
+                    if looked_up is not None:
+                        found[entry.name] = (looked_up[1].size, looked_up[1].mtime_ns)
+                cookie = entry.cookie
+            verifier, end = listing.verifier, listing.end or not listing.entries
+        return found
+
+
+def _explain(error: OSError, shown: str) -> Failure:
+    number = error.errno or errno.EIO
+    if number in _FULL:
+        return Failure(
+            f"{shown}: disk full there ({os.strerror(number)}); nothing of it remains", Exit.SERVER
+        )
+    if number in (errno.EACCES, errno.EPERM):
+        return Failure(
+            f"{shown}: the server refuses uid {os.getuid()} (root squash?): export it with no_root_squash, or name"
+            " the directory's owner in the URL: ?uid=N&gid=N",
+            Exit.SERVER,
+        )
+    if number == errno.EROFS:
+        return Failure(f"{shown}: the export is read-only: export it read-write", Exit.SERVER)
+    return Failure(f"{shown}: {os.strerror(number)}", Exit.SERVER)

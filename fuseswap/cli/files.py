@@ -1,0 +1,94 @@
+"""The commands for files and mounts: `mount`, `umount`, `create`, `check`."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from fuseswap.cli import check as checking
+from fuseswap.cli import mount as mounting
+from fuseswap.cli import preflight
+from fuseswap.cli.failure import Exit, Failure
+from fuseswap.cli.interrupts import Interrupts
+from fuseswap.cli.output import say
+from fuseswap.cli.size import format_size
+from fuseswap.cli.source import is_url, same_file, split_file_url
+from fuseswap.host.machine import boot_id, machine_id, require_root
+from fuseswap.host.mounts import FILESYSTEM_TYPE, absolute, mount_at
+from fuseswap.swap.target import ActivationRequest
+
+
+def mount(arguments: Any, interrupts: Interrupts) -> Exit:
+    """`fuseswap mount SOURCE DIR [-o OPTIONS] [-f]`."""
+    preflight.require_mounting()
+    options = ",".join(arguments.options)
+    present = mount_at(absolute(arguments.directory))
+    if (
+        present is not None
+        and present.type == FILESYSTEM_TYPE
+        and same_file(present.source, arguments.source)
+    ):
+        say(f"{arguments.source} is already mounted on {arguments.directory}")
+        return Exit.DONE
+    point = mounting.require_mountpoint(arguments.directory)
+    if not arguments.foreground:
+        mounting.start(arguments.source, point, options)
+        return Exit.DONE
+    from fuseswap.cli.daemon import serve
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    interrupts.leave()
+    serve(arguments.source, point, options, lambda: say(f"{arguments.source} is mounted on {point}"))
+    return Exit.DONE
+
+
+def umount(arguments: Any, _interrupts: Interrupts) -> Exit:
+    """`fuseswap umount DIR`."""
+    require_root()
+    if not mounting.unmount_directory(arguments.directory):
+        say(f"{arguments.directory} is not mounted")
+    return Exit.DONE
+
+
+def create(arguments: Any, _interrupts: Interrupts) -> Exit:
+    """`fuseswap create FILE|URL --size SIZE`."""
+    from fuseswap.cli.create import create as create_file
+
+    directory, name = _directory_and_name(arguments.file)
+    if create_file(directory, name, arguments.size, arguments.file):
+        say(f"{arguments.file}: {format_size(arguments.size)}, swap header written")
+    else:
+        say(f"{arguments.file} is there already, a swap file of {format_size(arguments.size)}")
+    return Exit.DONE
+
+
+def check(arguments: Any, _interrupts: Interrupts) -> Exit:
+    """`fuseswap check FILE|URL [--json]`."""
+    request = ActivationRequest(machine_id(), boot_id())
+    if is_url(arguments.file):
+        report = checking.check_url(arguments.file, request)
+    else:
+        report = checking.check_path(arguments.file, request)
+    if arguments.json:
+        say(json.dumps(report, indent=2))
+    else:
+        for result in report["checks"]:
+            say(f"{result['outcome']:12} {result['step']}")
+    refusal = checking.refusal(arguments.file, report)
+    if refusal is not None:
+        raise refusal
+    if not arguments.json:
+        activation, facts = report["activation"], report["facts"]
+        say(f"{arguments.file}: ok: {format_size(facts['size_bytes'])}, {activation['pages']} pages of swap")
+    return Exit.DONE
+
+
+def _directory_and_name(file: str) -> tuple[str, str]:
+    if is_url(file):
+        return split_file_url(file)
+    path = Path(absolute(file))
+    if not path.name:
+        raise Failure(f"{file} names no file", Exit.USAGE)
+    return f"file://{quote(os.fsencode(path.parent))}", path.name

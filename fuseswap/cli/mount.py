@@ -1,0 +1,150 @@
+"""`mount` and `umount`: a filesystem process in the background, and its end."""
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from fuseswap.cli.failure import Exit, Failure
+from fuseswap.host import processes
+from fuseswap.host.bounded import HostError, abandon, call
+from fuseswap.host.mounts import FILESYSTEM_TYPE, Mount, absolute, mount_at, unmount
+
+_START_SECONDS = 60.0
+"""Name service, portmapper, MOUNT and NFS each have limits of their own below this."""
+_END_SECONDS = 10.0
+_LOOK_SECONDS = 5.0
+
+
+def require_mountpoint(directory: str) -> str:
+    """The absolute path of an empty directory on which nothing is mounted. Failure says what is wrong."""
+
+    def look() -> tuple[str, list[str] | None]:
+        path = os.path.realpath(directory)
+        # What is mounted there is not asked: its server may be away.
+        return path, None if mount_at(path) is not None else [entry.name for entry in os.scandir(path)]
+
+    hang = f"{directory}: looking it up takes longer than {_LOOK_SECONDS:g} s: it lies on a mount that hangs"
+    try:
+        path, entries = call(look, what=hang, seconds=_LOOK_SECONDS)
+    except FileNotFoundError:
+        raise Failure(f"mount point {directory} does not exist: mkdir {directory}") from None
+    except NotADirectoryError:
+        raise Failure(f"mount point {directory} is not a directory") from None
+    except OSError as error:
+        raise Failure(f"mount point {directory}: {error.strerror}") from None
+    if entries is None:
+        mounted = mount_at(path)
+        source = f" ({mounted.source})" if mounted is not None else ""
+        raise Failure(
+            f"mount point {directory} is busy: something is mounted there{source}: fuseswap umount {directory}"
+        )
+    if entries:
+        raise Failure(
+            f"mount point {directory} is not empty: {entries[0]!r} would be hidden; use an empty directory"
+        )
+    return path
+
+
+def start(source: str, mountpoint: str, options: str) -> None:
+    """Mount in the background: returns once a filesystem process serves. Failure with its reason otherwise.
+
+    The process is its own session's leader and nobody's child: it outlives the command.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "fuseswap.cli.daemon", str(writer), source, mountpoint, options],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=(writer,),
+        cwd="/",
+        start_new_session=True,
+        text=True,
+    )
+    os.close(writer)
+    try:
+        with os.fdopen(reader, "rb") as pipe:
+            poll = select.poll()
+            poll.register(pipe, select.POLLIN)
+            answer = pipe.readline() if poll.poll(_START_SECONDS * 1000) else b""
+    except BaseException:
+        abandon(process)
+        raise
+    silence = {"error": f"{source}: no answer within {_START_SECONDS:g} s"}
+    report: dict[str, Any] = json.loads(answer) if answer else silence
+    if "error" in report:
+        abandon(process)
+        raise Failure(report["error"], Exit(int(report.get("code", Exit.SERVER))))
+    process.wait()
+
+
+def stop(mounted: Mount) -> None:
+    """Unmount, and wait for the filesystem process to end. HostError if it is busy or hangs."""
+    found = [
+        process
+        for pid in _servers(mounted.mountpoint)
+        if (process := processes.find(pid, processes.FILESYSTEM))
+    ]
+    try:
+        unmount(mounted.mountpoint)
+        for process in found:
+            # umount has waited for what was written; a process that stays has nothing left to do.
+            if not process.wait(_END_SECONDS):
+                process.kill()
+                process.wait(_END_SECONDS)
+    finally:
+        for process in found:
+            process.close()
+
+
+def unmount_directory(directory: str) -> bool:
+    """`fuseswap umount DIR`: False if nothing of ours is mounted there. Failure, HostError."""
+    path = absolute(directory)
+    mounted = mount_at(path)
+    if mounted is None:
+        hang = (
+            f"{directory}: looking it up takes longer than {_LOOK_SECONDS:g} s: it lies on a mount that hangs"
+        )
+        with contextlib.suppress(OSError):
+            mounted = mount_at(
+                call(lambda: os.path.realpath(directory, strict=True), what=hang, seconds=_LOOK_SECONDS)
+            )
+    if mounted is None:
+        if not os.path.lexists(path):
+            raise Failure(f"{directory} does not exist")
+        return False
+    if mounted.type != FILESYSTEM_TYPE:
+        raise Failure(
+            f"{directory} is not a fuseswap mount but {mounted.type} ({mounted.source}): umount {directory}"
+        )
+    stop(mounted)
+    return True
+
+
+def _servers(mountpoint: str) -> list[int]:
+    """The filesystem processes whose title names `mountpoint`.
+
+    Their titles are read in a child: they lie in memory that may be swapped out.
+    """
+    title = f"{processes.FILESYSTEM} {mountpoint}".encode()
+
+    def read() -> list[int]:
+        found = []
+        for pid in processes.named(processes.FILESYSTEM):
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0")
+                if text == title or (
+                    text and title.startswith(text) and len(text) > len(processes.FILESYSTEM) + 8
+                ):
+                    found.append(pid)
+        return found
+
+    try:
+        return call(read, what="reading process titles", seconds=_LOOK_SECONDS)
+    except HostError:
+        return []

@@ -1,0 +1,129 @@
+"""The ordinary mount of an active swap file: found, asked, mounted again when its process has died, left."""
+
+import contextlib
+import json
+import os
+
+from attrs import asdict
+
+from fuseswap.backends.protocol import SourceError
+from fuseswap.cli import mount
+from fuseswap.cli.failure import Exit, Failure
+from fuseswap.cli.output import warn
+from fuseswap.cli.source import below, same_file, split_file_url
+from fuseswap.host import fusectl, processes, rundir, xattr
+from fuseswap.host.bounded import HostError, Hung, call
+from fuseswap.host.machine import boot_id, machine_id
+from fuseswap.host.mounts import FILESYSTEM_TYPE, mount_at, mounts
+from fuseswap.swap.target import ActivationRequest, activation_from_json
+from fuseswap.swap.units import XATTR_ACTIVATE, XATTR_ACTIVATION, XATTR_DEACTIVATE
+
+FILE_SECONDS = 30.0
+"""How long one question to the filesystem may take; its server may be slow."""
+_FORCED_SECONDS = 3.0
+
+
+def engine_of(source: str) -> str | None:
+    """The name under which an engine serves the file `source` now."""
+    for name in rundir.names():
+        counters = rundir.read_counters(name)
+        if counters is None or not same_file(counters.activation.source, source):
+            continue
+        if processes.is_running(counters.words["engine_pid"], processes.ENGINE):
+            return name
+    return None
+
+
+def request_of_this_machine(*, steal: bool = False) -> bytes:
+    """The value of XATTR_ACTIVATE."""
+    return json.dumps(asdict(ActivationRequest(machine_id(), boot_id(), steal))).encode()
+
+
+def is_stale(path: str) -> bool:
+    """Whether the filesystem holds the file active for an engine that never came or is gone. OSError."""
+    text = xattr.read(path, XATTR_ACTIVATION, seconds=FILE_SECONDS)
+    return text is not None and engine_of(activation_from_json(text).source) is None
+
+
+def deactivate(name: str, *, force: bool) -> None:
+    """swap_deactivate of NAME's file: its mark leaves the header page, ordinary writes are allowed again.
+
+    A filesystem process that died, or whose mount is gone, is started again for it. Failure if the server
+    does not answer; with `force` that is only said.
+    """
+    seconds = _FORCED_SECONDS if force else FILE_SECONDS
+    try:
+        for path in _active_paths(name, seconds):
+            xattr.write(path, XATTR_DEACTIVATE, b"1", seconds=seconds)
+    except (OSError, Hung, SourceError) as error:
+        text = error.strerror if isinstance(error, OSError) else str(error)
+        stays = f"{name}: this machine's mark stays in the file's header page: {text}"
+        if not force:
+            raise Failure(
+                f"{stays}; bring the server back, or: fuseswap down --force {name}", Exit.SERVER
+            ) from None
+        warn(stays)
+
+
+def unmount_own(name: str, *, force: bool) -> None:
+    """Take NAME/fs away, with its process; with `force` also when its server does not answer."""
+    point = str(rundir.filesystem_mountpoint(name))
+    while (mounted := mount_at(point)) is not None:
+        try:
+            mount.stop(mounted)
+        except HostError:
+            if not force:
+                raise
+            fusectl.abort(mounted)
+            mount.stop(mounted)
+
+
+def _active_paths(name: str, seconds: float) -> list[str]:
+    """Where NAME's active file lies on an ordinary mount that is served."""
+    counters = rundir.read_counters(name)
+    if counters is None:
+        return _active_files_in(str(rundir.filesystem_mountpoint(name)), seconds)
+    source = counters.activation.source
+    path = _mounted_path(source, seconds)
+    if path is None:
+        directory, file_name = split_file_url(source)
+        point = rundir.filesystem_mountpoint(name)
+        unmount_own(name, force=False)
+        point.mkdir(mode=0o700, exist_ok=True)
+        mount.start(directory, str(point), "")
+        path = str(point / file_name)
+    if xattr.read(path, XATTR_ACTIVATION, seconds=seconds) is None:
+        # A filesystem that began after the engine's end knows of no activation, but our mark is still there:
+        # to ask for one with the same mark, and back, clears it. Another machine's mark refuses.
+        try:
+            xattr.write(path, XATTR_ACTIVATE, request_of_this_machine(), seconds=seconds)
+        except OSError:
+            return []
+    return [path]
+
+
+def _mounted_path(source: str, seconds: float) -> str | None:
+    for mounted in mounts():
+        if mounted.type != FILESYSTEM_TYPE:
+            continue
+        path = below(mounted.source, source)
+        if path is not None and xattr.is_served(mounted, seconds=seconds):
+            return f"{mounted.mountpoint.rstrip('/')}/{path}"
+    return None
+
+
+def _active_files_in(point: str, seconds: float) -> list[str]:
+    """The active files of a mount that no counters tell of: `up` was killed before its engine began."""
+    mounted = mount_at(point)
+    if mounted is None or not xattr.is_served(mounted, seconds=seconds):
+        return []
+
+    def find() -> list[str]:
+        found = []
+        for entry in os.scandir(point):
+            with contextlib.suppress(OSError):
+                os.getxattr(entry.path, XATTR_ACTIVATION)
+                found.append(entry.path)
+        return found
+
+    return call(find, what=f"{point}: its server does not answer within {seconds:g} s", seconds=seconds)

@@ -1,0 +1,174 @@
+"""The commands that turn swap on and off: `up`, `down`, `on`, `off`."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from fuseswap.cli import preflight
+from fuseswap.cli.active import Plan, build_steps, remove_steps
+from fuseswap.cli.failure import Exit, Failure
+from fuseswap.cli.interrupts import Interrupted, Interrupts
+from fuseswap.cli.main import explain
+from fuseswap.cli.ordinary import engine_of
+from fuseswap.cli.output import say, warn
+from fuseswap.cli.size import format_size
+from fuseswap.cli.source import is_url, join_url, same_file, split_file_url
+from fuseswap.cli.steps import build, tear_down
+from fuseswap.host import rundir, xattr
+from fuseswap.host.loop import loop_device_of
+from fuseswap.host.machine import require_root
+from fuseswap.host.swap import SwapArea, swap_area, swaps
+
+_LOCK_SECONDS = 120.0
+_LOOK_SECONDS = 10.0
+
+
+def up(arguments: Any, interrupts: Interrupts) -> Exit:
+    """`fuseswap up URL [--size S] [--priority N] [--name NAME] [--steal]`."""
+    directory, file_name = split_file_url(arguments.url)
+    name = arguments.name or _name_of(file_name)
+    preflight.require_swapping()
+    if _already(arguments.url):
+        return Exit.DONE
+    from fuseswap.cli.create import create
+
+    say(f"{name}: looking for {arguments.url}")
+    if create(directory, file_name, arguments.size, arguments.url):
+        say(f"{name}: {arguments.url} is made")
+    file = str(rundir.filesystem_mountpoint(name) / file_name)
+    plan = Plan(name, file, directory, arguments.priority, arguments.steal)
+    with _lock():
+        if not _already(arguments.url):
+            _turn_on(plan, arguments.url, interrupts)
+    return Exit.DONE
+
+
+def on(arguments: Any, interrupts: Interrupts) -> Exit:
+    """`fuseswap on FILE [--priority N] [--name NAME] [--steal]`."""
+    preflight.require_swapping()
+    located = _locate(arguments.file)
+    name = arguments.name or _name_of(Path(located.path).name)
+    url = join_url(located.mount.source, located.below)
+    with _lock():
+        if not _already(url):
+            _turn_on(
+                Plan(name, located.path, priority=arguments.priority, steal=arguments.steal), url, interrupts
+            )
+    return Exit.DONE
+
+
+def off(arguments: Any, _interrupts: Interrupts) -> Exit:
+    """`fuseswap off FILE [--force]`."""
+    require_root()
+    located = _locate(arguments.file)
+    url = join_url(located.mount.source, located.below)
+    with _lock():
+        found = [name for name in rundir.names() if _is_called(name, url)]
+        if not found:
+            say(f"{arguments.file} is not active")
+        for name in found:
+            _turn_off(name, force=arguments.force)
+    return Exit.DONE
+
+
+def down(arguments: Any, _interrupts: Interrupts) -> Exit:
+    """`fuseswap down NAME|URL|--all [--force]`."""
+    require_root()
+    with _lock():
+        names = rundir.names()
+        if not arguments.all:
+            wanted = arguments.name
+            names = tuple(
+                name for name in names if name == wanted or (is_url(wanted) and _is_called(name, wanted))
+            )
+        if not names:
+            say("nothing is up" if arguments.all else f"{arguments.name} is not up")
+        failures: list[tuple[str, Exception]] = []
+        for name in names:
+            try:
+                _turn_off(name, force=arguments.force)
+            except Exception as error:
+                if len(names) == 1:
+                    raise
+                failures.append((name, error))
+        for name, later in failures[1:]:
+            warn(f"{name}: {explain(later)[0]}")
+        if failures:
+            raise failures[0][1]
+    return Exit.DONE
+
+
+def _turn_on(plan: Plan, url: str, interrupts: Interrupts) -> None:
+    name = plan.name
+    if name in rundir.names():
+        counters = rundir.read_counters(name)
+        if _area(name) is not None:
+            other = counters.activation.source if counters is not None else "another file"
+            raise Failure(f"{name} is in use for {other}: choose another name with --name")
+        say(f"{name}: removing what an earlier command left")
+        tear_down(remove_steps(name, force=False))
+
+    def failed(error: BaseException) -> None:
+        what = "interrupted" if isinstance(error, Interrupted) else "failed"
+        say(f"{name}: {what}: undoing what was done")
+
+    build(build_steps(plan, interrupts), failed=failed, shield=interrupts.shield)
+    area = _area(name)
+    if area is None:
+        raise Failure(f"{name}: swap was turned off by somebody else: fuseswap down {name}")
+    say(f"{name}: {format_size(area.size_bytes)} of swap on {area.path}, priority {area.priority}: {url}")
+    for other_area in swaps():
+        if other_area.path != area.path and other_area.priority >= area.priority:
+            say(f"{name}: {other_area.path} has priority {other_area.priority} and is used first")
+
+
+def _turn_off(name: str, *, force: bool) -> None:
+    tear_down(remove_steps(name, force=force))
+    say(f"{name} is down")
+
+
+def _already(url: str) -> bool:
+    """Whether swap to `url` is on, which is said. Failure if it is, but on a dead engine."""
+    for name in rundir.names():
+        area = _area(name) if _is_called(name, url) else None
+        if area is None:
+            continue
+        if engine_of(url) != name:
+            raise Failure(f"{name}: its engine is dead, its pages are lost: fuseswap down {name}")
+        say(f"{name}: already swapping to {url} on {area.path}")
+        return True
+    return False
+
+
+def _is_called(name: str, url: str) -> bool:
+    counters = rundir.read_counters(name)
+    return counters is not None and same_file(counters.activation.source, url)
+
+
+def _area(name: str) -> SwapArea | None:
+    device = loop_device_of(str(rundir.engine_file(name)))
+    return swap_area(device.path) if device is not None else None
+
+
+def _locate(file: str) -> xattr.MountedFile:
+    try:
+        located = xattr.locate(file, seconds=_LOOK_SECONDS)
+    except FileNotFoundError:
+        raise Failure(f"{file} does not exist: fuseswap create {file} --size SIZE") from None
+    except OSError as error:
+        raise Failure(f"{file}: {error.strerror}") from None
+    if located is None:
+        raise Failure(
+            f"{file} does not lie on a fuseswap mount: fuseswap mount SOURCE DIR, or fuseswap up URL"
+        )
+    return located
+
+
+def _name_of(file_name: str) -> str:
+    if not rundir.is_name(file_name):
+        raise Failure(f"{file_name!r} cannot be a name here: choose one with --name", Exit.USAGE)
+    return file_name
+
+
+def _lock() -> AbstractContextManager[None]:
+    return rundir.lock(_LOCK_SECONDS, lambda: say("waiting for another fuseswap command"))
