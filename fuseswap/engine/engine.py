@@ -1,0 +1,326 @@
+"""swap_rw as a loop: messages from /dev/fuse in, calls to the server out, answers back.
+
+One thread, no tasks, no locks. Each turn reads what the kernel has, submits it to the plug, sends what has a
+slot, and takes what the server answered. Once it serves, it makes these system calls and no others: readv and
+write(v) on /dev/fuse, sendmsg and recvfrom on its socket, epoll_wait, and after a lost connection connect and
+getsockopt. Each other call might allocate memory below reclaim and so wait for the very page it carries.
+
+| step | may wait | may allocate | may fail with |
+|---|---|---|---|
+| reading /dev/fuse | no | small objects from the touched heap | ENODEV: the mount is gone, the loop ends |
+| plug, reserve | no | small objects | - |
+| sending, receiving | no | socket buffers, by the kernel, bounded | connection lost: a wait |
+| answering | no | small objects | ENOENT: the request was aborted |
+"""
+
+import errno
+import mmap
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from fuseswap.engine import fuse_wire as wire
+from fuseswap.engine.fuse_wire import (
+    FILE_NODE,
+    OUT_HEADER,
+    TRANSFER_IN,
+    WRITE_ANSWER,
+    MalformedRequest,
+    Opcode,
+)
+from fuseswap.engine.private_file import BACKGROUND_MAX, PrivateFile, UnsupportedKernel
+from fuseswap.swap.counters import Level, Word
+from fuseswap.swap.plug import Plug
+from fuseswap.swap.requests import Call, Request
+from fuseswap.swap.reserve import Reserve
+from fuseswap.swap.units import PAGE_SIZE
+
+REQUESTS_MAX: Final = 2 * BACKGROUND_MAX
+"""Requests held at once; beyond it the kernel queues. The loop device alone never gets there."""
+BATCH_MAX: Final = 64
+"""Messages read in one turn, so that replies of the server never wait for long."""
+SPIN_NS: Final = 50_000
+"""A reply from a near server comes within this: polling for it halved the latency of a lone 4 KiB read."""
+SPIN_REQUESTS_MAX: Final = 2
+SPIN_CREDIT_MAX: Final = 8
+PROBE_STEP_NS: Final = 10_000_000
+
+_TRANSFER_HEADER_BYTES: Final = 80
+_GONE: Final = (errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN)
+
+
+class Target(Protocol):
+    """Where calls go: `transport.Transport`, or `memory_target.MemoryTransport`."""
+
+    @property
+    def lost_reason(self) -> str: ...
+    def fileno(self) -> int: ...
+    def send(self, call: Call) -> None: ...
+    def flush(self) -> None: ...
+    def on_event(self, events: int) -> None: ...
+    def tick(self, now: int) -> None: ...
+    def due(self) -> int: ...
+
+
+TargetFactory = Callable[[Plug, Callable[[list[Request]], None]], Target]
+
+
+class Engine:
+    """Serves one private file over the FUSE connection `device`."""
+
+    def __init__(
+        self,
+        device: int,
+        file: PrivateFile,
+        size_bytes: int,
+        words: memoryview,
+        plug: Plug,
+        reserve: Reserve[Request],
+        make_target: TargetFactory,
+        log: Callable[[Level, str], None],
+    ) -> None:
+        self._device = device
+        self._file = file
+        self._size_bytes = size_bytes
+        self._words = words
+        self._log = log
+        self._plug = plug
+        self._reserve = reserve
+        self._target = make_target(plug, self._answer)
+        self._arena = memoryview(mmap.mmap(-1, reserve.pages * PAGE_SIZE))
+        self._header = bytearray(_TRANSFER_HEADER_BYTES)
+        self._landing: tuple[int, int] | None = None
+        self._iov = [memoryview(self._header), self._arena]
+        self._out = bytearray(OUT_HEADER.size)
+        self._write_out = bytearray(WRITE_ANSWER.size)
+        self._requests = 0
+        self._readable = False
+        self._stalled = False
+        self._gone = False
+        self.initialized = False
+        self._probes: dict[int, Request] = {}
+        self._spin_ns = SPIN_NS if (os.cpu_count() or 1) > 1 else 0
+        self._spin_credit = SPIN_CREDIT_MAX
+        self._epoll = select.epoll(2)
+        if self._target.fileno() >= 0:
+            self._epoll.register(self._target.fileno(), select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        self._words[Word.RESERVE_PAGES] = reserve.pages
+        self._words[Word.REQUESTS_MAX] = REQUESTS_MAX
+
+    # Before the mount
+
+    def probe(self, limit_ns: int) -> str:
+        """Read the header page and write it back, FILE_SYNC: "" if the server does both, else what is wrong.
+
+        A server that is out of reach, or commits less than FILE_SYNC, is found before swap depends on it.
+        """
+        deadline = time.monotonic_ns() + limit_ns
+        for is_write, verb in ((False, "read"), (True, "write")):
+            memory = self._arena[:PAGE_SIZE]
+            request = Request(0, is_write, 0, PAGE_SIZE, memory)
+            self._probes[id(request)] = request
+            self._plug.submit(request)
+            while id(request) in self._probes:
+                if time.monotonic_ns() > deadline:
+                    why = self._target.lost_reason or "no reply"
+                    return f"the server did not {verb} the header page in {limit_ns // 10**9} s: {why}"
+                self._turn(min(deadline, time.monotonic_ns() + PROBE_STEP_NS))
+            if request.error:
+                return f"the server did not {verb} the header page"
+        return ""
+
+    def attach(self) -> None:
+        """Begin to listen to the kernel."""
+        self._epoll.register(self._device, select.EPOLLIN | select.EPOLLET)
+        self._readable = True
+
+    def initialize(self) -> None:
+        """Serve until FUSE_INIT is answered. UnsupportedKernel if this kernel cannot carry swap safely."""
+        while not self.initialized and not self._gone:
+            self._turn(time.monotonic_ns() + PROBE_STEP_NS)
+
+    def run(self) -> None:
+        """Serve until the mount is gone."""
+        while not self._gone:
+            self._turn(0)
+
+    def _turn(self, wake_ns: int) -> None:
+        if self._readable and not self._stalled:
+            self._read_kernel()
+        now = time.monotonic_ns()
+        self._target.tick(now)
+        self._dispatch()
+        due = self._target.due()
+        if wake_ns and (not due or wake_ns < due):
+            due = wake_ns
+        if self._readable and not self._stalled:
+            events = self._epoll.poll(0, 2)
+        elif self._spin_credit and self._spin_ns and 0 < self._requests <= SPIN_REQUESTS_MAX:
+            events = self._spin(now)
+        else:
+            events = self._epoll.poll(max(due - now, 0) / 1e9 if due else -1, 2)
+            if self._spin_ns and events and time.monotonic_ns() - now < self._spin_ns:
+                self._spin_credit = min(self._spin_credit + 1, SPIN_CREDIT_MAX)
+        for descriptor, flags in events:
+            if descriptor == self._device:
+                self._readable = True
+            else:
+                self._target.on_event(flags)
+
+    def _spin(self, now: int) -> list[tuple[int, int]]:
+        poll = self._epoll.poll
+        limit = now + self._spin_ns
+        while time.monotonic_ns() < limit:
+            events = poll(0, 2)
+            if events:
+                self._spin_credit = min(self._spin_credit + 1, SPIN_CREDIT_MAX)
+                return events
+        self._spin_credit -= 1
+        return []
+
+    # From the kernel
+
+    def _read_kernel(self) -> None:
+        plug = self._plug
+        for _ in range(BATCH_MAX):
+            landing = self._reserve.landing() if self._requests < REQUESTS_MAX else None
+            if landing is None:
+                self._stalled = True
+                self._words[Word.RESERVE_FULL] += 1
+                return
+            if landing != self._landing:
+                self._landing = landing
+                start = landing[0] * PAGE_SIZE
+                self._iov[1] = self._arena[start : start + landing[1] * PAGE_SIZE]
+            try:
+                size = os.readv(self._device, self._iov)
+            except BlockingIOError:
+                self._readable = False
+                return
+            except OSError as error:
+                if error.errno in _GONE:
+                    self._gone = True
+                    return
+                if error.errno not in (errno.EINTR, errno.ENOENT):
+                    self._log(Level.ERROR, f"reading /dev/fuse: {error.strerror}")
+                    self._readable = False
+                    return
+                continue
+            if size >= _TRANSFER_HEADER_BYTES and self._header[4] in (Opcode.READ, Opcode.WRITE):
+                self._take_transfer(size)
+                if not plug.in_flight:
+                    self._dispatch()
+            else:
+                self._take_message(size)
+
+    def _take_transfer(self, size: int) -> None:
+        length, opcode, unique, node, handle, offset, count, _flags = TRANSFER_IN.unpack_from(self._header)
+        is_write = opcode == Opcode.WRITE
+        whole = size == length == (_TRANSFER_HEADER_BYTES + count if is_write else _TRANSFER_HEADER_BYTES)
+        file = self._file
+        if not whole or opcode > 0xFF:
+            refusal = errno.EIO
+        elif node != FILE_NODE or not (handle == file.write_handle if is_write else file.is_open(handle)):
+            refusal = errno.ETXTBSY if is_write else errno.EBADF
+        elif not count or (offset | count) % PAGE_SIZE or count > self._reserve.landing_pages * PAGE_SIZE:
+            refusal = errno.EINVAL
+        elif offset + count > self._size_bytes:
+            refusal = errno.EFBIG if is_write else errno.EINVAL
+        else:
+            self._accept(unique, is_write, offset, count)
+            return
+        self._words[Word.REFUSED] += 1
+        self._reply(wire.error_answer(unique, refusal))
+
+    def _accept(self, unique: int, is_write: bool, offset: int, count: int) -> None:
+        words = self._words
+        self._requests += 1
+        if self._requests > words[Word.REQUESTS_HIGH]:
+            words[Word.REQUESTS_HIGH] = self._requests
+        pages = count // PAGE_SIZE
+        request = Request(unique, is_write, offset, count, self._arena)
+        extent = (
+            self._reserve.charge_write(pages) if is_write else self._reserve.charge_read(request, pages)
+        )
+        if extent is not None:
+            self._submit(request, extent)
+
+    def _submit(self, request: Request, extent: tuple[int, int]) -> None:
+        start = extent[0] * PAGE_SIZE
+        request.extent = extent
+        request.memory = self._arena[start : start + request.length]
+        if self._plug.submit(request):
+            self._answer([request])
+
+    def _take_message(self, size: int) -> None:
+        head = min(size, _TRANSFER_HEADER_BYTES)
+        data = bytes(self._header[:head]) + bytes(self._iov[1][: size - head])
+        try:
+            request = wire.parse_request(data)
+            answer = self._file.answer(request)
+        except MalformedRequest as error:
+            self._log(Level.ERROR, f"the kernel sent {error}")
+            if error.unique:
+                self._reply(wire.error_answer(error.unique, errno.EIO))
+            return
+        except UnsupportedKernel:
+            self._reply(wire.error_answer(request.unique, errno.EPROTO))
+            raise
+        if answer is not None:
+            self._reply(answer)
+        if request.opcode == Opcode.INIT:
+            self.initialized = True
+
+    # To the server
+
+    def _dispatch(self) -> None:
+        plug = self._plug
+        target = self._target
+        words = self._words
+        while (call := plug.next_call()) is not None:
+            words[Word.WRITE_CALLS if call.is_write else Word.READ_CALLS] += 1
+            target.send(call)
+        target.flush()
+
+    # Back to the kernel
+
+    def _answer(self, requests: list[Request]) -> None:
+        words = self._words
+        reserve = self._reserve
+        for request in requests:
+            if request.unique == 0:
+                del self._probes[id(request)]
+                continue
+            length = request.length
+            if request.error:
+                words[Word.WRITE_ERRORS if request.is_write else Word.READ_ERRORS] += 1
+                self._reply(wire.error_answer(request.unique, request.error))
+            elif request.is_write:
+                words[Word.WRITES] += 1
+                words[Word.WRITE_BYTES] += length
+                WRITE_ANSWER.pack_into(self._write_out, 0, WRITE_ANSWER.size, 0, request.unique, length, 0)
+                self._reply(self._write_out)
+            else:
+                words[Word.READS] += 1
+                words[Word.READ_BYTES] += length
+                OUT_HEADER.pack_into(self._out, 0, OUT_HEADER.size + length, 0, request.unique)
+                self._reply(self._out, request.pieces)
+            assert request.extent is not None
+            reserve.release(request.extent)
+            self._requests -= 1
+        self._stalled = False
+        while (ready := reserve.next_ready()) is not None:
+            self._submit(*ready)
+
+    def _reply(self, head: bytes | bytearray, pieces: tuple[memoryview, ...] = ()) -> None:
+        try:
+            if pieces:
+                os.writev(self._device, (head, *pieces))
+            else:
+                os.write(self._device, head)
+        except OSError as error:
+            # ENOENT: the request was aborted meanwhile. The end of the connection is learnt by reading.
+            if error.errno not in (errno.ENOENT, *_GONE):
+                self._log(Level.ERROR, f"answering the kernel: {error.strerror}")

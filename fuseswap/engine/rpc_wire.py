@@ -1,0 +1,289 @@
+"""NFSv3 READ and WRITE over ONC RPC with record marking: RFC 5531, RFC 1813 sections 3.3.6 and 3.3.7.
+
+Pure: no socket, no clock. A call is a template of constant bytes into which xid, offset and count are
+packed in place, so that sending allocates nothing that grows. A reply is parsed where it lies in the
+receive buffer; whatever the bytes are, the result is a value or `BadRecord`, upon which the connection
+must be dropped, since the stream can no longer be trusted.
+"""
+
+import struct
+from enum import IntEnum
+from typing import Final
+
+from fuseswap.swap.target import NfsTarget
+
+NFS_PROGRAM: Final = 100003
+NFS_VERSION: Final = 3
+AUTH_SYS: Final = 1
+LAST_FRAGMENT: Final = 0x80000000
+
+REPLY_HEADER_BYTES_MAX: Final = 1024
+"""More than a reply needs besides READ data: 28 header, 400 verifier, 116 attributes, 20 results."""
+
+_CALL = struct.Struct(">IIIIIII")
+_WORD = struct.Struct(">I")
+_TWO_WORDS = struct.Struct(">II")
+_READ_ARGUMENTS = struct.Struct(">QI")
+_WRITE_ARGUMENTS = struct.Struct(">QIII")
+_REPLY = struct.Struct(">IIIIII")
+_FATTR3_BYTES: Final = 84
+_WCC_ATTR_BYTES: Final = 24
+
+
+class Procedure(IntEnum):
+    """NFSv3 procedures (RFC 1813 3.3) that the swap path calls."""
+
+    NULL = 0
+    READ = 6
+    WRITE = 7
+
+
+class Stable(IntEnum):
+    """stable_how (RFC 1813 3.3.7)."""
+
+    UNSTABLE = 0
+    DATA_SYNC = 1
+    FILE_SYNC = 2
+
+
+class Status(IntEnum):
+    """nfsstat3 (RFC 1813 2.6) that READ and WRITE may return."""
+
+    OK = 0
+    PERM = 1
+    NOENT = 2
+    IO = 5
+    NXIO = 6
+    ACCES = 13
+    INVAL = 22
+    FBIG = 27
+    NOSPC = 28
+    ROFS = 30
+    DQUOT = 69
+    STALE = 70
+    BADHANDLE = 10001
+    SERVERFAULT = 10006
+    JUKEBOX = 10008
+
+
+class RpcVerdict(IntEnum):
+    """What the RPC layer says of a call: accept_stat, and the two ways to be denied (RFC 5531 section 9)."""
+
+    SUCCESS = 0
+    PROG_UNAVAIL = 1
+    PROG_MISMATCH = 2
+    PROC_UNAVAIL = 3
+    GARBAGE_ARGS = 4
+    SYSTEM_ERR = 5
+    RPC_MISMATCH = 100
+    AUTH_ERROR = 101
+
+
+class BadRecord(ValueError):
+    """Bytes that are no RPC reply."""
+
+
+def opaque(data: bytes) -> bytes:
+    """XDR variable-length opaque (RFC 4506 4.10)."""
+    return _WORD.pack(len(data)) + data + bytes(-len(data) % 4)
+
+
+def credential(target: NfsTarget) -> bytes:
+    """AUTH_SYS credential (RFC 5531 appendix A) and the empty verifier: made once, used by every call."""
+    body = _WORD.pack(0) + opaque(target.machine_name.encode()[:255])
+    body += struct.pack(">III", target.uid, target.gid, 0)
+    return _WORD.pack(AUTH_SYS) + opaque(body) + struct.pack(">II", 0, 0)
+
+
+class CallTemplates:
+    """READ and WRITE headers of one file, ready but for xid, offset and count."""
+
+    def __init__(self, target: NfsTarget) -> None:
+        handle = opaque(target.file_handle)
+        common = credential(target) + handle
+        self._arguments = _CALL.size + len(common)
+        self.read_header_bytes = self._arguments + _READ_ARGUMENTS.size
+        self.write_header_bytes = self._arguments + _WRITE_ARGUMENTS.size
+        self._read = self._template(Procedure.READ, common, _READ_ARGUMENTS.size)
+        self._write = self._template(Procedure.WRITE, common, _WRITE_ARGUMENTS.size)
+
+    @staticmethod
+    def _template(procedure: Procedure, common: bytes, arguments_bytes: int) -> bytes:
+        fields = _CALL.pack(0, 0, 0, 2, NFS_PROGRAM, NFS_VERSION, procedure)
+        return fields + common + bytes(arguments_bytes)
+
+    def buffers(self) -> tuple[bytearray, bytearray]:
+        """The READ and the WRITE header of one slot, to be filled by `fill_read` and `fill_write`."""
+        read, write = bytearray(self._read), bytearray(self._write)
+        _WORD.pack_into(read, 0, LAST_FRAGMENT | len(read) - 4)
+        return read, write
+
+    def fill_read(self, header: bytearray, xid: int, offset: int, count: int) -> None:
+        """Make `header` a READ of `count` bytes at `offset`."""
+        _WORD.pack_into(header, 4, xid)
+        _READ_ARGUMENTS.pack_into(header, self._arguments, offset, count)
+
+    def fill_write(self, header: bytearray, xid: int, offset: int, count: int) -> None:
+        """Make `header` a FILE_SYNC WRITE of `count` bytes, a multiple of 4, that follow it in the stream."""
+        _TWO_WORDS.pack_into(header, 0, LAST_FRAGMENT | self.write_header_bytes - 4 + count, xid)
+        _WRITE_ARGUMENTS.pack_into(header, self._arguments, offset, count, Stable.FILE_SYNC, count)
+
+
+def parse_reply(data: memoryview, start: int, end: int) -> tuple[int, int, int]:
+    """Of the record data[start:end]: xid, `RpcVerdict`, and where the procedure's results begin."""
+    if end - start < 12:
+        raise BadRecord(f"a reply of {end - start} bytes")
+    if end - start >= _REPLY.size:
+        xid, kind, denied, _flavor, verifier_bytes, accept = _REPLY.unpack_from(data, start)
+        if kind == 1 and not denied and not verifier_bytes and accept <= RpcVerdict.SYSTEM_ERR:
+            return xid, accept, start + _REPLY.size
+    return _parse_rare_reply(data, start, end)
+
+
+def _parse_rare_reply(data: memoryview, start: int, end: int) -> tuple[int, int, int]:
+    position = start
+
+    def word() -> int:
+        nonlocal position
+        if end - position < 4:
+            raise BadRecord("a reply ends early")
+        (value,) = _WORD.unpack_from(data, position)
+        position += 4
+        return int(value)
+
+    xid = word()
+    if word() != 1:
+        raise BadRecord("a call where a reply was due")
+    denied = word()
+    if denied == 1:
+        return xid, RpcVerdict.AUTH_ERROR if word() else RpcVerdict.RPC_MISMATCH, position
+    if denied:
+        raise BadRecord(f"reply_stat {denied}")
+    word()
+    verifier_bytes = word()
+    if verifier_bytes > 400:
+        raise BadRecord(f"a verifier of {verifier_bytes} bytes")
+    position += -(-verifier_bytes // 4) * 4
+    accept = word()
+    if accept > RpcVerdict.SYSTEM_ERR:
+        raise BadRecord(f"accept_stat {accept}")
+    return xid, accept, position
+
+
+def parse_write_result(data: memoryview, start: int, end: int) -> tuple[int, int, int]:
+    """WRITE3res: nfsstat3, bytes written, stable_how; the last two are 0 unless the status is OK."""
+    status, position = _status(data, start, end)
+    position = _skip_optional(data, position, end, _WCC_ATTR_BYTES)
+    position = _skip_optional(data, position, end, _FATTR3_BYTES)
+    if status:
+        return status, 0, 0
+    if end - position < 16:
+        raise BadRecord("a WRITE reply ends early")
+    count, committed = _TWO_WORDS.unpack_from(data, position)
+    if committed > Stable.FILE_SYNC:
+        raise BadRecord(f"stable_how {committed}")
+    return 0, count, committed
+
+
+def parse_read_result(data: memoryview, start: int, end: int) -> tuple[int, int, int, bool]:
+    """READ3res: nfsstat3, position of the data in `data`, its length in bytes, eof."""
+    status, position = _status(data, start, end)
+    position = _skip_optional(data, position, end, _FATTR3_BYTES)
+    if status:
+        return status, position, 0, False
+    if end - position < 12:
+        raise BadRecord("a READ reply ends early")
+    count, eof = _TWO_WORDS.unpack_from(data, position)
+    (length,) = _WORD.unpack_from(data, position + 8)
+    position += 12
+    if eof > 1 or length != count or end - position < length:
+        raise BadRecord(f"a READ reply of {count} bytes with {length} of data in {end - position}")
+    return 0, position, length, bool(eof)
+
+
+def _status(data: memoryview, start: int, end: int) -> tuple[int, int]:
+    if end - start < 4:
+        raise BadRecord("a reply without results")
+    return int(_WORD.unpack_from(data, start)[0]), start + 4
+
+
+def _skip_optional(data: memoryview, position: int, end: int, size: int) -> int:
+    if end - position < 4:
+        raise BadRecord("results end early")
+    (follows,) = _WORD.unpack_from(data, position)
+    if follows > 1:
+        raise BadRecord(f"attributes_follow {follows}")
+    position += 4 + size * follows
+    if position > end:
+        raise BadRecord("attributes end early")
+    return position
+
+
+class RecordBuffer:
+    """Cuts a TCP stream into RPC records (RFC 5531 section 11) inside one fixed piece of memory.
+
+    `room` gives memory to receive into, `received` says how much came, `next_record` yields whole records.
+    A record stays where it is until the next call of `room`. Fragments of a record are joined in place.
+    Memory must hold more than one largest record, so that a whole one always fits.
+    """
+
+    def __init__(self, memory: memoryview, record_bytes_max: int) -> None:
+        if len(memory) < record_bytes_max + 4:
+            raise ValueError("receive memory is smaller than a record")
+        self.memory = memory
+        self._record_bytes_max = record_bytes_max
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the stream: a new connection begins."""
+        self._start = 0
+        self._end = 0
+        self._joined = 0
+
+    def room(self) -> memoryview:
+        """Memory for the bytes that come next; never empty."""
+        start, end = self._start, self._end
+        if start == end:
+            self._start = self._end = start = end = 0
+        elif start and len(self.memory) - start < self._record_bytes_max + 4:
+            self.memory[: end - start] = self.memory[start:end]
+            self._start, self._end = 0, end - start
+        return self.memory[self._end :]
+
+    def received(self, count: int) -> None:
+        """`count` bytes have been put at the start of what `room` returned."""
+        if not 0 <= count <= len(self.memory) - self._end:
+            raise ValueError("more bytes than there was room for")
+        self._end += count
+
+    def next_record(self) -> tuple[int, int] | None:
+        """First and last-plus-one byte of the next whole record in the memory; None until more is received.
+
+        BadRecord if a record is longer than the largest that any call can be answered with.
+        """
+        memory = self.memory
+        while True:
+            mark_at = self._start + self._joined
+            if self._end - mark_at < 4:
+                return None
+            (mark,) = _WORD.unpack_from(memory, mark_at)
+            length = mark & ~LAST_FRAGMENT
+            if self._joined + length > self._record_bytes_max:
+                raise BadRecord(f"a record of {self._joined + length} bytes or more")
+            fragment_end = mark_at + 4 + length
+            if self._end < fragment_end:
+                return None
+            if mark & LAST_FRAGMENT and not self._joined:
+                self._start = fragment_end
+                return mark_at + 4, fragment_end
+            # A fragment's bytes move over its own mark: what is joined so far lies at _start without marks.
+            memory[mark_at : self._end - 4] = memory[mark_at + 4 : self._end]
+            self._end -= 4
+            self._joined += length
+            if not mark & LAST_FRAGMENT and not length:
+                raise BadRecord("an empty fragment that is not the last")
+            if mark & LAST_FRAGMENT:
+                record = self._start, self._start + self._joined
+                self._start += self._joined
+                self._joined = 0
+                return record

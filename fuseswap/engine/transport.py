@@ -1,0 +1,411 @@
+"""The engine's own connection to the NFS server: calls out, replies in, and the same socket for ever.
+
+A lost server is a wait. The socket is made, bound and registered once; after a loss it is dissolved with
+connect(AF_UNSPEC) and connected again: reconnecting opens nothing and needs no memory, the source port stays,
+and the server's duplicate-request cache still knows the calls, which are sent again with their xids.
+
+| the server says | the engine does |
+|---|---|
+| nothing (lost, time limit, bad record) | connects again with back-off, sends all outstanding calls again |
+| JUKEBOX, SYSTEM_ERR, PROG_UNAVAIL, authentication rejected | waits, sends the call again, without limit |
+| committed less than FILE_SYNC | sends again, UNSTABLE_TRIES times, then EIO |
+| STALE, BADHANDLE | sends again for STALE_WAIT_NS (a server that is starting), then EIO |
+| any other error | EIO |
+
+May wait: never. May allocate: small Python objects only. May fail: only `__init__`.
+"""
+
+import errno
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+from fuseswap.engine import libc
+from fuseswap.engine.rpc_wire import (
+    REPLY_HEADER_BYTES_MAX,
+    BadRecord,
+    CallTemplates,
+    RecordBuffer,
+    RpcVerdict,
+    Stable,
+    Status,
+    parse_read_result,
+    parse_reply,
+    parse_write_result,
+)
+from fuseswap.swap.counters import Level, Word
+from fuseswap.swap.plug import Plug
+from fuseswap.swap.requests import Call, Request
+from fuseswap.swap.target import NfsTarget
+
+SECOND_NS: Final = 1_000_000_000
+CALL_LIMIT_NS: Final = 60 * SECOND_NS
+"""A call without a reply for this long means a dead connection, as timeo does for TCP in nfs(5)."""
+CONNECT_LIMIT_NS: Final = 10 * SECOND_NS
+BACKOFF_FIRST_NS: Final = SECOND_NS // 20
+BACKOFF_MAX_NS: Final = 3 * SECOND_NS
+RETRY_NS: Final = SECOND_NS // 4
+STALE_WAIT_NS: Final = 30 * SECOND_NS
+UNSTABLE_TRIES: Final = 5
+
+SEND_BUFFER_BYTES: Final = 512 << 10
+"""Bounds what the kernel allocates in the engine's name; larger buffers hung a machine of 256 MiB."""
+RECEIVE_BUFFER_BYTES: Final = 2 << 20
+IOV_MAX: Final = 1024
+USER_TIMEOUT_MS: Final = 15_000
+KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
+
+_WAITING, _CONNECTING, _UP = range(3)
+
+
+class Transport:
+    """Sends the plug's calls to one file on one server and tells the plug what came of them."""
+
+    def __init__(
+        self,
+        target: NfsTarget,
+        plug: Plug,
+        slots: int,
+        answer: Callable[[list[Request]], None],
+        words: memoryview,
+        log: Callable[[Level, str], None],
+    ) -> None:
+        self._plug = plug
+        self._answer = answer
+        self._words = words
+        self._log = log
+        self._target = target
+        self._templates = CallTemplates(target)
+        self._headers = [self._templates.buffers() for _ in range(slots)]
+        self._free_slots = list(range(slots))
+        self._calls: dict[int, Call] = {}
+        self._delayed: list[tuple[int, int]] = []
+        self._xid = int.from_bytes(os.urandom(4))
+        self._queue: list[bytearray | memoryview] = []
+        self._queued_bytes = 0
+        self._stream_queued = 0
+        self._stream_sent = 0
+        self._writable = False
+        record_bytes_max = target.read_bytes_max + REPLY_HEADER_BYTES_MAX
+        self._records = RecordBuffer(memoryview(bytearray(2 * record_bytes_max)), record_bytes_max)
+        self._receive_memory = self._records.memory
+        self._state = _WAITING
+        self._due_ns = 0
+        self._backoff_ns = BACKOFF_FIRST_NS
+        self._address_index = -1
+        self._lost_reason = ""
+        self._socket, self._addresses = _make_socket(target)
+        self.port = int(self._socket.getsockname()[1])
+        words[Word.SOURCE_PORT] = self.port
+        words[Word.DISCONNECTED_NS] = time.monotonic_ns()
+
+    def fileno(self) -> int:
+        """The socket's descriptor: register it once, edge-triggered, for reading and writing."""
+        return self._socket.fileno()
+
+    @property
+    def lost_reason(self) -> str:
+        """Why there was no connection the last time one was lost or failed."""
+        return self._lost_reason
+
+    def send(self, call: Call) -> None:
+        """Take over a call that `Plug.next_call` gave; `flush` sends it."""
+        slot = self._free_slots.pop()
+        self._xid = xid = self._xid + 1 & 0xFFFFFFFF
+        call.slot = slot
+        call.xid = xid
+        call.attempts = 0
+        call.stale_since = 0
+        self._calls[xid] = call
+        if self._state == _UP:
+            self._enqueue(call)
+
+    def _enqueue(self, call: Call) -> None:
+        queue = self._queue
+        read_header, write_header = self._headers[call.slot]
+        if call.is_write:
+            self._templates.fill_write(write_header, call.xid, call.offset, call.length)
+            queue.append(write_header)
+            size = len(write_header) + call.length
+            queue += call.payload()
+        else:
+            self._templates.fill_read(read_header, call.xid, call.offset, call.length)
+            queue.append(read_header)
+            size = len(read_header)
+        self._queued_bytes += size
+        self._stream_queued += size
+        call.stream_end = self._stream_queued
+        call.deadline = time.monotonic_ns() + CALL_LIMIT_NS
+
+    def flush(self) -> None:
+        """Send as much of what is queued as the socket takes."""
+        queue = self._queue
+        while queue and self._writable:
+            try:
+                sent = self._socket.sendmsg(queue if len(queue) <= IOV_MAX else queue[:IOV_MAX])
+            except BlockingIOError:
+                self._writable = False
+                return
+            except OSError as error:
+                self._lose(error.strerror or str(error))
+                return
+            self._stream_sent += sent
+            self._queued_bytes -= sent
+            if not self._queued_bytes:
+                queue.clear()
+                return
+            _drop_sent(queue, sent)
+
+    def on_event(self, events: int) -> None:
+        """The socket's epoll events (edge-triggered)."""
+        if self._state == _CONNECTING:
+            code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                self._lose(os.strerror(code))
+            elif events & select.EPOLLOUT and not events & select.EPOLLHUP:
+                self._established()
+        elif self._state == _UP:
+            if events & select.EPOLLOUT:
+                self._writable = True
+            if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+                self._receive()
+
+    def _receive(self) -> None:
+        records = self._records
+        receive_into = self._socket.recv_into
+        try:
+            while self._state == _UP:
+                room = records.room()
+                count = receive_into(room)
+                if not count:
+                    self._lose("closed by the server")
+                    return
+                records.received(count)
+                while (record := records.next_record()) is not None:
+                    self._reply(record[0], record[1])
+                if count < len(room):
+                    return
+        except BlockingIOError:
+            return
+        except BadRecord as error:
+            self._words[Word.BAD_RECORDS] += 1
+            self._lose(f"bad reply: {error}")
+        except OSError as error:
+            self._lose(error.strerror or str(error))
+
+    def _reply(self, start: int, end: int) -> None:
+        memory = self._receive_memory
+        xid, verdict, position = parse_reply(memory, start, end)
+        call = self._calls.get(xid)
+        if call is None or not call.stream_end:
+            self._words[Word.UNKNOWN_REPLIES] += 1
+            return
+        if call.stream_end > self._stream_sent:
+            raise BadRecord("a reply to a call that has not been sent")
+        now = self._words[Word.REPLY_NS] = time.monotonic_ns()
+        if verdict:
+            self._rejected(call, verdict, now)
+        elif call.is_write:
+            status, count, committed = parse_write_result(memory, position, end)
+            if status:
+                self._nfs_error(call, status, now)
+            elif count > call.length:
+                raise BadRecord(f"{count} bytes written of {call.length}")
+            elif committed != Stable.FILE_SYNC:
+                self._unstable(call, now)
+            else:
+                self._forget(call)
+                self._words[Word.SHORT_REPLIES] += count < call.length
+                self._answer(self._plug.wrote(call, count))
+        else:
+            status, position, length, eof = parse_read_result(memory, position, end)
+            if status:
+                self._nfs_error(call, status, now)
+            elif length > call.length:
+                raise BadRecord(f"{length} bytes read of {call.length}")
+            else:
+                self._forget(call)
+                self._words[Word.SHORT_REPLIES] += length < call.length
+                self._answer(self._plug.fetched(call, memory[position : position + length], eof))
+
+    def _forget(self, call: Call) -> None:
+        del self._calls[call.xid]
+        self._free_slots.append(call.slot)
+
+    def _fail(self, call: Call, reason: str) -> None:
+        verb = "WRITE" if call.is_write else "READ"
+        self._words[Word.SERVER_ERRORS] += 1
+        self._log(Level.ERROR, f"{verb} of {call.length} bytes at {call.offset}: {reason}")
+        self._forget(call)
+        self._answer(self._plug.failed(call, errno.EIO))
+
+    def _retry(self, call: Call, now: int) -> None:
+        self._words[Word.SERVER_RETRIES] += 1
+        call.stream_end = 0
+        call.deadline = 0
+        call.attempts += 1
+        self._delayed.append((now + RETRY_NS, call.xid))
+
+    def _rejected(self, call: Call, verdict: int, now: int) -> None:
+        if verdict in (RpcVerdict.SYSTEM_ERR, RpcVerdict.PROG_UNAVAIL, RpcVerdict.AUTH_ERROR):
+            if not call.attempts:
+                self._log(Level.WARNING, f"the server answers {RpcVerdict(verdict).name}: trying again")
+            self._retry(call, now)
+        else:
+            self._fail(call, f"the server answers {RpcVerdict(verdict).name}")
+
+    def _nfs_error(self, call: Call, status: int, now: int) -> None:
+        if status == Status.JUKEBOX:
+            self._retry(call, now)
+            return
+        if status in (Status.STALE, Status.BADHANDLE):
+            call.stale_since = call.stale_since or now
+            if now - call.stale_since < STALE_WAIT_NS:
+                self._retry(call, now)
+                return
+        known = status in Status._value2member_map_
+        self._fail(call, f"NFS3ERR_{Status(status).name}" if known else f"nfsstat3 {status}")
+
+    def _unstable(self, call: Call, now: int) -> None:
+        if call.attempts < UNSTABLE_TRIES:
+            self._retry(call, now)
+        else:
+            self._fail(call, "the server does not write to stable storage (FILE_SYNC)")
+
+    def tick(self, now: int) -> None:
+        """Do what is due at `now` (CLOCK_MONOTONIC, ns)."""
+        if self._state != _UP:
+            if now >= self._due_ns:
+                if self._state == _CONNECTING:
+                    self._lose("connecting took too long")
+                else:
+                    self._connect(now)
+            return
+        if self._delayed and self._delayed[0][0] <= now:
+            waiting = [entry for entry in self._delayed if entry[0] > now]
+            for _when, xid in self._delayed[: len(self._delayed) - len(waiting)]:
+                call = self._calls[xid] = self._calls.pop(xid)
+                self._enqueue(call)
+            self._delayed = waiting
+        deadline = self._first_deadline()
+        if deadline and now >= deadline:
+            self._words[Word.TIMEOUTS] += 1
+            self._lose(f"no reply for {CALL_LIMIT_NS // SECOND_NS} seconds")
+
+    def due(self) -> int:
+        """When to call `tick` again, 0 if nothing is pending."""
+        if self._state != _UP:
+            return self._due_ns
+        deadline = self._first_deadline()
+        if self._delayed:
+            return min(self._delayed[0][0], deadline) if deadline else self._delayed[0][0]
+        return deadline
+
+    def _first_deadline(self) -> int:
+        for call in self._calls.values():
+            if call.deadline:
+                return call.deadline
+        return 0
+
+    def _connect(self, now: int) -> None:
+        self._address_index = (self._address_index + 1) % len(self._addresses)
+        self._state = _CONNECTING
+        self._due_ns = now + CONNECT_LIMIT_NS
+        code = libc.connect(self._socket.fileno(), self._addresses[self._address_index])
+        if code == 0:
+            self._established()
+        elif code not in (errno.EINPROGRESS, errno.EINTR):
+            self._lose(os.strerror(code))
+
+    def _established(self) -> None:
+        words = self._words
+        self._state = _UP
+        self._writable = True
+        self._backoff_ns = BACKOFF_FIRST_NS
+        words[Word.CONNECTED] = 1
+        words[Word.ADDRESS_INDEX] = self._address_index
+        words[Word.DISCONNECTED_NS] = 0
+        if self._lost_reason:
+            words[Word.RECONNECTS] += 1
+            words[Word.RETRANSMISSIONS] += len(self._calls)
+            address = self._target.addresses[self._address_index]
+            self._log(Level.NOTICE, f"connected to {address.host} port {address.port} again")
+        self._lost_reason = ""
+        self._delayed.clear()
+        for call in self._calls.values():
+            self._enqueue(call)
+        self.flush()
+
+    def _lose(self, reason: str) -> None:
+        now = time.monotonic_ns()
+        words = self._words
+        libc.connect(self._socket.fileno(), libc.UNSPECIFIED)
+        if self._state == _UP:
+            words[Word.CONNECTED] = 0
+            words[Word.DISCONNECTED_NS] = now
+            self._log(Level.WARNING, f"lost the server: {reason}; waiting for it")
+        self._lost_reason = reason
+        self._state = _WAITING
+        self._writable = False
+        self._queue.clear()
+        self._queued_bytes = 0
+        self._stream_queued = self._stream_sent = 0
+        self._records.reset()
+        # Jitter from the clock, so that a fleet of machines does not return to a server in one beat.
+        self._due_ns = now + self._backoff_ns // 2 + now // 1000 % self._backoff_ns
+        self._backoff_ns = min(2 * self._backoff_ns, BACKOFF_MAX_NS)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+
+def _drop_sent(queue: list[bytearray | memoryview], sent: int) -> None:
+    index = 0
+    while sent >= len(queue[index]):
+        sent -= len(queue[index])
+        index += 1
+    if sent:
+        queue[index] = memoryview(queue[index])[sent:]
+    del queue[:index]
+
+
+def _make_socket(target: NfsTarget) -> tuple[socket.socket, list[bytes]]:
+    """A non-blocking TCP socket for all of the target's addresses, bound below 1024 where allowed."""
+    family = socket.AF_INET6 if any(":" in address.host for address in target.addresses) else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+        _bind_reserved(sock)
+        addresses = [libc.socket_address(family, address.host, address.port) for address in target.addresses]
+    except BaseException:
+        sock.close()
+        raise
+    return sock, addresses
+
+
+def _bind_reserved(sock: socket.socket) -> None:
+    # Servers' default `secure` option takes calls from ports below 1024 only (exports(5)).
+    first, last = 665, 1023
+    begin = int.from_bytes(os.urandom(2)) % (last - first + 1)
+    for step in range(last - first + 1):
+        try:
+            sock.bind(("", first + (begin + step) % (last - first + 1)))
+            return
+        except PermissionError:
+            break
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    sock.bind(("", 0))
