@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum, auto
 from errno import EIO, ENOSPC
+from functools import lru_cache
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -37,6 +38,7 @@ class State(Enum):
     FAILED = auto()
 
 
+@lru_cache(1024)
 def page_of(order: int, page: int) -> bytes:
     """The page's content if the WRITE of this order wrote it."""
     return ((order << PLACE_BITS) * ONES + PLACES[page]).to_bytes(PAGE, "little")
