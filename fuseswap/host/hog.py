@@ -16,13 +16,16 @@ import argparse
 import contextlib
 import json
 import mmap
+import os
 import random
+import select
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple, TextIO
+from typing import IO, Final, NamedTuple, TextIO
 
+from fuseswap.host.bounded import Hung
 from fuseswap.swap.units import PAGE_SIZE
 
 _STRIDE: Final = 8
@@ -68,12 +71,24 @@ def command(size_bytes: int, *, seed: int = 0, touches: int = 20_000, generation
     ]
 
 
-def reports(stream: Iterable[str]) -> Iterator[Report]:
-    """The reports of a running hog, until it ends."""
-    for line in stream:
-        fields = json.loads(line)
-        fields["first_wrong"] = tuple(WrongPage(*page) for page in fields["first_wrong"])
-        yield Report(**fields)
+def reports(stream: IO[str], *, silence_seconds_max: float | None = None) -> Iterator[Report]:
+    """The reports of a running hog, until it ends.
+
+    `Hung` when it says nothing for so long: a hog whose page does not come back waits where no signal ends it.
+    """
+    poll = select.poll()
+    poll.register(stream, select.POLLIN)
+    rest = b""
+    while poll.poll(None if silence_seconds_max is None else silence_seconds_max * 1000):
+        data = os.read(stream.fileno(), 1 << 16)
+        if not data:
+            return
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            fields = json.loads(line)
+            fields["first_wrong"] = tuple(WrongPage(*page) for page in fields["first_wrong"])
+            yield Report(**fields)
+    raise Hung(f"the hog has made no progress for {silence_seconds_max:g} s")
 
 
 class Hog:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuseswap.host import hog
+from fuseswap.host.bounded import Hung
 from fuseswap.host.cgroup import MemoryCgroup
 from fuseswap.host.hog import Hog, Report, WrongPage
 from fuseswap.swap.units import PAGE_SIZE
@@ -129,6 +130,14 @@ def test_the_program_reports_each_phase_and_exits_0() -> None:
     assert process.returncode == 0
     assert [report.pages for report in ended] == [256, 256, 50] * 2
     assert all(report.wrong_pages == 0 and report.mb_per_s > 0 for report in ended)
+
+
+def test_a_hog_that_says_nothing_is_hung() -> None:
+    with subprocess.Popen(["sleep", "60"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        with pytest.raises(Hung, match=r"no progress for 0\.05 s"):
+            list(hog.reports(process.stdout, silence_seconds_max=0.05))
+        process.kill()
 
 
 @pytest.mark.swap
