@@ -34,9 +34,14 @@ T = TypeVar("T")
 TRANSFER_BYTES_MAX: Final = 1 << 20
 """libnfs 4 takes no record beyond NFS_MAX_XFER_SIZE (1 MiB) and a little."""
 
+_INTRODUCTION_SECONDS: Final = 10.0
+_FAREWELL_SECONDS: Final = 5.0
 _READDIR_BYTES: Final = 1 << 16
 _EMPTY_REPLIES_MAX: Final = 8
 """Directory pages without entries and without end, before the server is taken for mad."""
+
+_LESSER_REPLIES_MAX: Final = 4
+"""WRITEs of one request answered with less than FILE_SYNC, before it fails."""
 
 # ACCESS bits of RFC 1813 3.3.4.
 _READ, _LOOKUP, _MODIFY, _EXTEND, _DELETE, _EXECUTE = 1, 2, 4, 8, 16, 32
@@ -55,7 +60,9 @@ async def open_nfs(source: str) -> AsyncIterator["NfsBackend"]:
             backend = await _introduce(url, caller, mounted, client)
             client.reconnected = lambda: nursery.start_soon(backend.settle)
             yield backend
-            await backend.settle()
+            # Close and fsync have their promises already; this is for who did neither.
+            with trio.move_on_after(_FAREWELL_SECONDS):
+                await backend.settle()
         finally:
             nursery.cancel_scope.cancel()
 
@@ -72,9 +79,6 @@ async def _introduce(url: NfsUrl, caller: Caller, mounted: Mounted, client: Clie
     if attributes.type is not FileType.DIRECTORY:
         raise SourceError(f"{url.host}: {url.path} is not a directory")
     return NfsBackend(url, caller, mounted, client, limits)
-
-
-_INTRODUCTION_SECONDS: Final = 10.0
 
 
 class NfsBackend:
@@ -277,9 +281,6 @@ class NfsBackend:
 
     async def _commit(self, handle: Handle, caller: Caller) -> bytes:
         return await self._call(codec.commit_call(handle), caller)
-
-
-_LESSER_REPLIES_MAX: Final = 4
 
 
 def _transfer_bytes(advertised: int) -> int:

@@ -1,0 +1,202 @@
+"""Active swap files: swap_activate, swap_deactivate, and what is answered from memory in between.
+
+The state of a file is kept by its handle, so all its names share it. While a file is not ordinary, its
+attributes are a copy in memory with the size pinned: nothing that a user asks of it waits for the server, and
+no answer can shrink what the engine and the loop device believe (a GETATTR that does breaks swap-in).
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import trio
+from attrs import define, evolve
+
+from fuseswap.backends.protocol import Attributes, Backend, Caller, Handle, SetAttributes
+from fuseswap.filesystem.facts import gather_facts
+from fuseswap.swap.activation import check_report, swap_activate
+from fuseswap.swap.errors import ContractError
+from fuseswap.swap.header import MARK_BYTES, MARK_OFFSET, Mark, clear_mark, put_mark, read_mark
+from fuseswap.swap.lifecycle import Event, next_state
+from fuseswap.swap.rules import FileState, Operation, verdict
+from fuseswap.swap.target import Activation, ActivationRequest
+from fuseswap.swap.units import PAGE_SIZE
+
+log = logging.getLogger(__name__)
+
+CLEAR_SECONDS: Final = 2.0
+"""A server that is gone must not keep a file active: its mark then stays, and is this machine's own."""
+
+ROOT: Final = Caller(0, 0)
+
+
+@define(eq=False)
+class _Guarded:
+    state: FileState
+    activation: Activation | None = None
+    attributes: Attributes | None = None
+    machine_id: str | None = None
+    """Of our mark in the header page."""
+
+
+class ActiveFiles:
+    """All files of the mount that are swap, or on their way to or from it."""
+
+    def __init__(self, backend: Backend, source: str) -> None:
+        self._backend = backend
+        self._source = source
+        self._files: dict[Handle, _Guarded] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._files)
+
+    def handles(self) -> Iterable[Handle]:
+        """Of all files that are not ordinary."""
+        return self._files.keys()
+
+    def state_of(self, handle: Handle) -> FileState:
+        """Where the file is in its life as swap."""
+        guarded = self._files.get(handle)
+        return FileState.ORDINARY if guarded is None else guarded.state
+
+    def check(self, operation: Operation, handle: Handle) -> None:
+        """OSError with the errno of the table of operations, if it refuses."""
+        if self._files:
+            outcome = verdict(operation, self.state_of(handle))
+            if outcome > 0:
+                raise OSError(outcome, os.strerror(outcome))
+
+    def activation_of(self, handle: Handle) -> Activation | None:
+        """The activation of an active file."""
+        guarded = self._files.get(handle)
+        return None if guarded is None else guarded.activation
+
+    def attributes_of(self, handle: Handle) -> Attributes | None:
+        """The pinned attributes, if the file has any."""
+        guarded = self._files.get(handle)
+        return None if guarded is None else guarded.attributes
+
+    def pin(self, handle: Handle, attributes: Attributes) -> Attributes:
+        """What to tell of a file whose backend says `attributes`: these, or those that are pinned."""
+        guarded = self._files.get(handle)
+        if guarded is None or guarded.activation is None:
+            return attributes
+        if guarded.attributes is None:
+            guarded.attributes = evolve(attributes, size=guarded.activation.size_bytes)
+        return evolve(guarded.attributes, nlink=attributes.nlink)
+
+    def change(self, handle: Handle, changes: SetAttributes) -> Attributes | None:
+        """chmod, chown and utimes on pinned attributes; None if the file has none."""
+        guarded = self._files.get(handle)
+        if guarded is None or guarded.attributes is None:
+            return None
+        names = ("mode", "uid", "gid", "atime_ns", "mtime_ns")
+        given = {name: value for name in names if (value := getattr(changes, name)) is not None}
+        guarded.attributes = evolve(guarded.attributes, **given)
+        return guarded.attributes
+
+    async def report(self, handle: Handle) -> str:
+        """What swap_activate and swapon would say, as JSON. Errors as the backend's."""
+        active = self.state_of(handle) is not FileState.ORDINARY
+        return check_report(await gather_facts(self._backend, handle, ROOT, active=active)).to_json()
+
+    async def activate(
+        self,
+        handle: Handle,
+        request: ActivationRequest,
+        path: bytes | None,
+        drained: Callable[[], Awaitable[None]],
+    ) -> None:
+        """swap_activate. OSError with the errno of the refusal.
+
+        `path` is the file's below the mount point; `drained` returns when no ordinary write is on its way.
+        """
+        state = self._next(self.state_of(handle), Event.ACTIVATE)
+        guarded = self._files[handle] = _Guarded(state)
+        try:
+            # From here on no new write begins (the table refuses it); those under way land first.
+            await drained()
+            await self._backend.commit(handle, ROOT)
+            await self._grant(handle, guarded, request, path)
+        except BaseException:
+            del self._files[handle]
+            raise
+        guarded.state = self._next(guarded.state, Event.GRANT)
+
+    async def deactivate(self, handle: Handle) -> None:
+        """swap_deactivate: the mark goes if the server lets it within CLEAR_SECONDS, the state in any case."""
+        guarded = self._files.get(handle)
+        state = self._next(self.state_of(handle), Event.DEACTIVATE)
+        assert guarded is not None
+        guarded.state = state
+        with trio.move_on_after(CLEAR_SECONDS) as limit:
+            try:
+                await self._clear_mark(handle, guarded)
+            except OSError as error:
+                log.warning("the mark in the header page stays: %s", error.strerror)
+        if limit.cancelled_caught:
+            log.warning("the mark in the header page stays: the server does not answer")
+        self._next(guarded.state, Event.CLEAR)
+        del self._files[handle]
+
+    def adopt(self, handle: Handle, activation: Activation) -> None:
+        """A file that an engine serves already."""
+        if handle not in self._files:
+            self._files[handle] = _Guarded(self._next(FileState.ORDINARY, Event.ADOPT), activation)
+
+    async def learn_mark(self, handle: Handle) -> None:
+        """Of an adopted file: read whose mark its header page bears, while it can only be ours."""
+        page = await self._backend.read(handle, 0, PAGE_SIZE, ROOT)
+        mark = read_mark(page)
+        guarded = self._files.get(handle)
+        if guarded is not None and mark is not None:
+            guarded.machine_id = mark.machine_id
+
+    async def _grant(self, handle: Handle, guarded: _Guarded, request: ActivationRequest, path: bytes | None) -> None:
+        facts = await gather_facts(self._backend, handle, ROOT, active=False)
+        mark = Mark(request.machine_id, request.boot_id, os.uname().nodename[:64])
+        try:
+            found = swap_activate(facts, request)
+            assert facts.header_page is not None
+            page = put_mark(facts.header_page, mark)
+        except ContractError as refusal:
+            raise OSError(refusal.errno, refusal.text) from None
+        except ValueError as error:
+            raise OSError(errno.EINVAL, str(error)) from None
+        if found.stolen_from is not None:
+            log.warning("took the swap file over from machine %s", found.stolen_from.machine_id)
+        target = self._backend.swap_target(handle)
+        attributes = await self._backend.getattr(handle, ROOT)
+        area = page[MARK_OFFSET : MARK_OFFSET + MARK_BYTES]
+        await self._backend.write(handle, MARK_OFFSET, area, True, ROOT)
+        # Another machine may have read a free header at the same moment; the later of two marks stands.
+        if read_mark(await self._backend.read(handle, 0, PAGE_SIZE, ROOT)) != mark:
+            raise OSError(errno.EBUSY, "another machine activates the same file")
+        guarded.machine_id = request.machine_id
+        guarded.attributes = evolve(attributes, size=facts.size_bytes)
+        guarded.activation = Activation(_below(self._source, path), facts.size_bytes, target)
+
+    async def _clear_mark(self, handle: Handle, guarded: _Guarded) -> None:
+        page = await self._backend.read(handle, 0, PAGE_SIZE, ROOT)
+        mark = read_mark(page)
+        if mark is None or mark.machine_id != guarded.machine_id:
+            return  # another machine has taken the file over
+        area = clear_mark(page)[MARK_OFFSET : MARK_OFFSET + MARK_BYTES]
+        await self._backend.write(handle, MARK_OFFSET, area, True, ROOT)
+
+    def _next(self, state: FileState, event: Event) -> FileState:
+        try:
+            return next_state(state, event)
+        except ContractError as refusal:
+            raise OSError(refusal.errno, refusal.text) from None
+
+
+def _below(source: str, path: bytes | None) -> str:
+    """The URL of a file below `source`."""
+    if path is None:
+        return source
+    parts = urlsplit(source)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(path)}"))

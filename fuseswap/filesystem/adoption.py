@@ -1,0 +1,48 @@
+"""Active files of engines that were there before this process: what their counters say."""
+
+import contextlib
+import json
+import logging
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+from fuseswap.swap.counters import Counters, Word
+from fuseswap.swap.target import Activation, activation_from_json
+from fuseswap.swap.units import RUN_DIRECTORY
+
+log = logging.getLogger(__name__)
+
+
+def active_elsewhere(run_directory: Path = Path(RUN_DIRECTORY)) -> Iterator[Activation]:
+    """The activations of all engines now alive. Files that are none of ours are passed over."""
+    for path in sorted(run_directory.glob("*/counters")):
+        try:
+            activation = _read(path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s: not the counters of an engine: %s", path, error)
+            continue
+        if activation is not None:
+            yield activation
+
+
+def _read(path: Path) -> Activation | None:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
+        counters = Counters(view)
+        try:
+            pid = counters.words[Word.ENGINE_PID]
+            text = json.dumps(counters.identity()["activation"])
+        finally:
+            counters.close()
+    if not _is_engine(pid):
+        return None
+    return activation_from_json(text)
+
+
+def _is_engine(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip() == _ENGINE_COMM
+    return False
+
+
+_ENGINE_COMM = "fuseswap-engine"

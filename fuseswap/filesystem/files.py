@@ -1,0 +1,149 @@
+"""Files: attributes, opening, reading, writing, and what close and fsync promise."""
+
+import os
+
+import pyfuse3
+from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT
+
+from fuseswap.backends.protocol import Attributes, Caller, SetAttributes
+from fuseswap.filesystem.entries import changes_of
+from fuseswap.filesystem.inodes import Node
+from fuseswap.filesystem.removal import remove_hidden
+from fuseswap.filesystem.serving import OpenFile, Serving
+from fuseswap.filesystem.translate import answers_errno
+from fuseswap.swap.rules import FileState, Operation
+
+
+class FileOperations(Serving):
+    """GETATTR, SETATTR, OPEN, CREATE, READ, WRITE, FLUSH, FSYNC, RELEASE, STATFS."""
+
+    @answers_errno
+    async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        node = self.node(inode)
+        await self.refresh(node)
+        return self.entry(node)
+
+    @answers_errno
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: FileHandleT | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        node, changes, caller = self.node(inode), changes_of(attr, fields), self.callers.of(ctx)
+        if changes.size is not None:
+            self.active.check(_truncation(node.attributes, changes.size), node.handle)
+        if self.active.change(node.handle, changes) is not None:
+            # Answered from memory: in the kernel, who waits for this holds the inode's lock.
+            self.in_background("setattr", lambda: self.backend.setattr(node.handle, changes, caller))
+        else:
+            node.attributes = await self.backend.setattr(node.handle, changes, caller)
+        return self.entry(node)
+
+    @answers_errno
+    async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        node, caller = self.node(inode), self.callers.of(ctx)
+        if flags & os.O_TRUNC:
+            self.active.check(Operation.OPEN_TRUNCATE, node.handle)
+            node.attributes = await self.backend.setattr(node.handle, SetAttributes(size=0), caller)
+        elif self.active.state_of(node.handle) is FileState.ORDINARY:
+            await self.refresh(node)
+        return self._opened(node, caller)
+
+    @answers_errno
+    async def create(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        parent, caller = self.node(parent_inode), self.callers.of(ctx)
+        exclusive = bool(flags & os.O_EXCL)
+        handle, attributes = await self.backend.create(parent.handle, name, mode & 0o7777, exclusive, caller)
+        if flags & os.O_TRUNC and attributes.size:
+            # Another client made it meanwhile.
+            self.active.check(Operation.OPEN_TRUNCATE, handle)
+            attributes = await self.backend.setattr(handle, SetAttributes(size=0), caller)
+        entry = self.new_entry(parent, name, handle, attributes)
+        return self._opened(self.node(entry.st_ino), caller), entry
+
+    @answers_errno
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        file = self.files[fh]
+        return await self.backend.read(file.node.handle, off, size, file.caller)
+
+    @answers_errno
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        file = self.files[fh]
+        node = file.node
+        self.active.check(Operation.WRITE, node.handle)
+        node.writing += 1
+        try:
+            attributes = await self.backend.write(node.handle, off, buf, False, file.caller)
+        finally:
+            node.writing -= 1
+            if node.writing == 0:
+                self.drain.unpark_all()
+        if attributes is not None:
+            node.attributes = attributes
+        node.cached = None
+        return len(buf)
+
+    @answers_errno
+    async def flush(self, fh: FileHandleT) -> None:
+        file = self.files[fh]
+        await self.backend.commit(file.node.handle, file.caller)
+
+    @answers_errno
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        file = self.files[fh]
+        await self.backend.commit(file.node.handle, file.caller)
+
+    @answers_errno
+    async def release(self, fh: FileHandleT) -> None:
+        file = self.files.pop(fh)
+        node = file.node
+        self.inodes.closed(node)
+        if node.opened == 0 and node.hidden is not None:
+            await remove_hidden(self.backend, node, file.caller)
+        self.inodes.release(node)
+
+    @answers_errno
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        numbers = await self.backend.statistics(self.backend.root, self.callers.of(ctx))
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = _BLOCK_BYTES
+        data.f_blocks = numbers.total_bytes // _BLOCK_BYTES
+        data.f_bfree = numbers.free_bytes // _BLOCK_BYTES
+        data.f_bavail = numbers.available_bytes // _BLOCK_BYTES
+        data.f_files, data.f_ffree, data.f_favail = numbers.total_files, numbers.free_files, numbers.available_files
+        data.f_namemax = numbers.name_bytes_max
+        return data
+
+    def _opened(self, node: Node, caller: Caller) -> pyfuse3.FileInfo:
+        fh = FileHandleT(next(self.numbers))
+        self.files[fh] = OpenFile(node, caller)
+        self.inodes.opened(node)
+        if self.active.state_of(node.handle) is not FileState.ORDINARY:
+            # No page cache stands beside the pages of swap, and no shared mapping can be made.
+            return pyfuse3.FileInfo(fh=fh, direct_io=True)
+        return pyfuse3.FileInfo(fh=fh, keep_cache=self._cache_is_good(node))
+
+    def _cache_is_good(self, node: Node) -> bool:
+        """Close-to-open: whether the kernel's pages of the file are those of the file as it is now."""
+        known, now = node.cached, node.attributes
+        if known is not None and (known.size, known.mtime_ns, known.ctime_ns) == (now.size, now.mtime_ns, now.ctime_ns):
+            return True
+        node.cached = now
+        if known is not None:
+            # Else the kernel would go by the old size until its copy of the attributes expires.
+            pyfuse3.invalidate_inode(InodeT(node.id), attr_only=True)
+        return False
+
+
+_BLOCK_BYTES = 4096
+
+
+def _truncation(attributes: Attributes, size: int) -> Operation:
+    if size > attributes.size:
+        return Operation.TRUNCATE_LARGER
+    return Operation.TRUNCATE_SAME if size == attributes.size else Operation.TRUNCATE_SMALLER

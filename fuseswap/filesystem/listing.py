@@ -1,0 +1,58 @@
+"""Directories read."""
+
+import pyfuse3
+from pyfuse3 import FileHandleT, FileNameT, InodeT
+
+from fuseswap.backends.protocol import Attributes, Entry, Handle
+from fuseswap.filesystem.directories import OpenDirectory
+from fuseswap.filesystem.entries import entry_of
+from fuseswap.filesystem.serving import Serving
+from fuseswap.filesystem.translate import answers_errno
+
+
+class ListingOperations(Serving):
+    """OPENDIR, READDIRPLUS, RELEASEDIR, FSYNCDIR."""
+
+    @answers_errno
+    async def opendir(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileHandleT:
+        fh = FileHandleT(next(self.numbers))
+        self.directories[fh] = OpenDirectory(self.node(inode), self.callers.of(ctx))
+        return fh
+
+    @answers_errno
+    async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        directory = self.directories[fh]
+        if start_id == 0:
+            directory.rewind()
+        node = directory.node
+        for position, name, dot in ((1, b".", node), (2, b"..", node.parent or node)):
+            # The two are not counted as told: no FORGET gives them back (fuse_direntplus_link, fs/fuse/readdir.c).
+            if start_id < position and not pyfuse3.readdir_reply(token, FileNameT(name), self.entry(dot), position):
+                return
+        async for position, entry in directory.entries(self.backend, max(start_id, 2)):
+            known = await self._complete(directory, entry)
+            if known is None:
+                continue
+            child = self.inodes.learn(*known)
+            answer = entry_of(child, self.active.pin(child.handle, child.attributes), self.cache_seconds)
+            if not pyfuse3.readdir_reply(token, FileNameT(entry.name), answer, position):
+                self.inodes.release(child)
+                return
+            self.inodes.told(child, node, entry.name)
+
+    @answers_errno
+    async def releasedir(self, fh: FileHandleT) -> None:
+        del self.directories[fh]
+
+    @answers_errno
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        """NFSv3 has each change of a directory on stable storage before its reply (RFC 1813 section 4.8)."""
+
+    async def _complete(self, directory: OpenDirectory, entry: Entry) -> tuple[Handle, Attributes] | None:
+        """Handle and attributes of an entry, asked for if the server left them out; None if it is gone."""
+        if entry.handle is not None and entry.attributes is not None:
+            return entry.handle, entry.attributes
+        try:
+            return await self.backend.lookup(directory.node.handle, entry.name, directory.caller)
+        except FileNotFoundError:
+            return None

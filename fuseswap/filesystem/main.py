@@ -1,0 +1,107 @@
+"""The filesystem's process: mounts, serves, and leaves when the mount does."""
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pyfuse3
+import trio
+
+from fuseswap.backends.protocol import Backend
+from fuseswap.backends.source import open_source
+from fuseswap.filesystem.active import ROOT, ActiveFiles
+from fuseswap.filesystem.adoption import active_elsewhere
+from fuseswap.filesystem.operations import Operations
+from fuseswap.filesystem.options import MountOptions
+from fuseswap.swap.target import NfsTarget
+
+log = logging.getLogger(__name__)
+
+REQUESTS_MAX: Final = 1000
+"""Served at once. Requests that wait for a lost server hold one each, and those that are answered from memory
+must get through beside them."""
+
+GRACE_SECONDS: Final = 5.0
+"""After a signal: for requests under way, and for what is written to reach stable storage."""
+
+
+def run(source: str, mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
+    """Mount `source` on `mountpoint` and serve until it is unmounted or a signal comes.
+
+    `ready` is called once the mount answers. Errors before that: SourceError, or OSError with one line of text.
+    """
+    _check_mountpoint(mountpoint)
+    try:
+        trio.run(_serve, source, mountpoint, options, ready)
+    except BaseExceptionGroup as group:
+        raise _only(group) from None
+
+
+async def _serve(source: str, mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
+    async with open_source(source) as backend, trio.open_nursery() as nursery:
+        active = ActiveFiles(backend, source)
+        _adopt(backend, active, nursery)
+        root = await backend.getattr(backend.root, ROOT)
+        operations = Operations(backend, root, active, nursery, options.cache_seconds)
+        try:
+            pyfuse3.init(operations, mountpoint, options.kernel_options(source))
+        except RuntimeError:
+            raise OSError(errno.EIO, f"{mountpoint}: mount(2) failed") from None
+        try:
+            with trio.CancelScope() as serving:
+                nursery.start_soon(_leave_at_signal, serving)
+                ready()
+                await pyfuse3.main(max_tasks=REQUESTS_MAX)
+        finally:
+            pyfuse3.close(unmount=True)
+            nursery.cancel_scope.cancel()
+
+
+async def _leave_at_signal(serving: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("%s: leaving", signal.Signals(number).name)
+            pyfuse3.terminate()
+            serving.deadline = trio.current_time() + GRACE_SECONDS
+
+
+def _adopt(backend: Backend, active: ActiveFiles, nursery: trio.Nursery) -> None:
+    try:
+        mine = backend.swap_target(backend.root)
+    except OSError:
+        return
+    for activation in active_elsewhere():
+        target = activation.target
+        if not isinstance(mine, NfsTarget) or not isinstance(target, NfsTarget):
+            continue
+        if set(target.addresses) & set(mine.addresses):
+            log.info("%s is active", activation.source)
+            active.adopt(target.file_handle, activation)
+            nursery.start_soon(_learn_mark, active, target.file_handle)
+
+
+async def _learn_mark(active: ActiveFiles, handle: bytes) -> None:
+    with contextlib.suppress(OSError):
+        await active.learn_mark(handle)
+
+
+def _check_mountpoint(mountpoint: str) -> None:
+    if not Path("/dev/fuse").exists():
+        raise OSError(errno.ENODEV, "this machine has no /dev/fuse: modprobe fuse")
+    try:
+        os.close(os.open(mountpoint, os.O_PATH | os.O_DIRECTORY))
+    except OSError as error:
+        raise OSError(error.errno, f"{mountpoint}: {error.strerror}") from None
+
+
+def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first exception of nested groups: what was wrong first."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,128 @@
+"""What all handlers share: the backend, the nodes, the guard, and how an answer is made."""
+
+import errno
+import itertools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import pyfuse3
+import trio
+from attrs import frozen
+from pyfuse3 import InodeT
+
+from fuseswap.backends.protocol import Attributes, Backend, Caller, Handle
+from fuseswap.filesystem.active import ROOT, ActiveFiles
+from fuseswap.filesystem.callers import Callers
+from fuseswap.filesystem.directories import OpenDirectory
+from fuseswap.filesystem.entries import entry_of
+from fuseswap.filesystem.inodes import InodeTable, Node
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS: Final = 1.0
+"""How long a directory above an active file waits for the server before memory answers for it: with the server
+gone, the way to swapping off must stay open."""
+
+
+@frozen
+class OpenFile:
+    """One open(2). Its reads and writes use the permissions of who opened it."""
+
+    node: Node
+    caller: Caller
+
+
+class Serving(pyfuse3.Operations):
+    """State of one mount."""
+
+    enable_writeback_cache = False
+    supports_dot_lookup = False
+
+    def __init__(
+        self,
+        backend: Backend,
+        root: Attributes,
+        active: ActiveFiles,
+        nursery: trio.Nursery,
+        cache_seconds: float,
+    ) -> None:
+        super().__init__()
+        self.backend = backend
+        self.inodes = InodeTable(backend.root, root)
+        self.active = active
+        self.callers = Callers()
+        self.cache_seconds = cache_seconds
+        self.files: dict[int, OpenFile] = {}
+        self.directories: dict[int, OpenDirectory] = {}
+        self.drain = trio.lowlevel.ParkingLot()
+        """Who waits until the writes of a file have ended."""
+        self.numbers = itertools.count(1)
+        """Of open files and directories."""
+        self._nursery = nursery
+
+    def node(self, inode: InodeT) -> Node:
+        """The node the kernel means. ESTALE for one of a former life of this process."""
+        node = self.inodes.get(inode)
+        if node is None:
+            raise OSError(errno.ESTALE, f"node {inode}")
+        return node
+
+    def entry(self, node: Node) -> pyfuse3.EntryAttributes:
+        """An answer from what is known of `node`."""
+        return entry_of(node, self.active.pin(node.handle, node.attributes), self.cache_seconds)
+
+    def new_entry(self, parent: Node, name: bytes, handle: Handle, attributes: Attributes) -> pyfuse3.EntryAttributes:
+        """An answer that tells the kernel of a name; FORGET will give it back."""
+        node = self.inodes.learn(handle, attributes)
+        self.inodes.told(node, parent, name)
+        return self.entry(node)
+
+    async def refresh(self, node: Node) -> Attributes:
+        """The attributes as they are now: from memory if the file is active, else from the backend."""
+        pinned = self.active.attributes_of(node.handle)
+        if pinned is not None:
+            return pinned
+        attributes = await self.patiently(node, lambda: self.backend.getattr(node.handle, ROOT), node.attributes)
+        node.attributes = attributes
+        return self.active.pin(node.handle, attributes)
+
+    async def patiently(self, node: Node, ask: Callable[[], Awaitable[T]], remembered: T) -> T:
+        """The backend's answer; what is remembered if it is late and `node` leads to an active file."""
+        if not self._leads_to_active(node):
+            return await ask()
+        with trio.move_on_after(PATIENCE_SECONDS):
+            return await ask()
+        return remembered
+
+    async def drained(self, node: Node) -> None:
+        """Wait until no ordinary write of the file is on its way."""
+        while node.writing:
+            await self.drain.park()
+
+    def in_background(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
+        """Do something that no request waits for; its failure is logged."""
+
+        async def run() -> None:
+            try:
+                await work()
+            except OSError as error:
+                log.warning("%s: %s", what, error.strerror)
+
+        self._nursery.start_soon(run)
+
+    def _leads_to_active(self, node: Node) -> bool:
+        for handle in self.active.handles():
+            below = self.inodes.of_handle(handle)
+            for _ in range(_DEPTH_MAX):
+                if below is None or below is node:
+                    break
+                below = below.parent
+            if below is node:
+                return True
+        return False
+
+
+_DEPTH_MAX: Final = 2048
