@@ -152,7 +152,7 @@ def test_pages_that_went_out_and_came_back_are_right(disk_dir: Path) -> None:
 @pytest.mark.swap
 def test_pages_lost_by_the_swap_device_are_counted_as_zeros(disk_dir: Path) -> None:
     with plain_swap(disk_dir, 128 * MIB) as swap, MemoryCgroup(disk_dir.name, 32 * MIB) as group:
-        status, ended = run_in(group, hog.command(64 * MIB), after_fill=lambda: swap.shrink(8 * MIB))
+        status, ended = run_in(group, hog.command(64 * MIB), after_fill=lambda: swap.lose(8 * MIB))
 
     assert status == 1
     assert ended[1].wrong_pages > 1000
@@ -162,7 +162,7 @@ def test_pages_lost_by_the_swap_device_are_counted_as_zeros(disk_dir: Path) -> N
 @pytest.mark.swap
 def test_a_page_that_cannot_be_read_ends_the_hog_by_sigbus(disk_dir: Path) -> None:
     with plain_swap(disk_dir, 128 * MIB) as swap, MemoryCgroup(disk_dir.name, 32 * MIB) as group:
-        status, ended = run_in(group, hog.command(64 * MIB), after_fill=lambda: swap.shrink_device(8 * MIB))
+        status, ended = run_in(group, hog.command(64 * MIB), after_fill=lambda: swap.shrink(8 * MIB))
 
     assert status == -signal.SIGBUS
     assert [report.phase for report in ended] == ["fill"]

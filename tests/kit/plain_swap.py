@@ -13,15 +13,15 @@ class PlainSwap:
     file: Path
     device: str
 
+    def lose(self, from_bytes: int) -> None:
+        """Punch a hole to the end of the file: what lay there reads as zeros."""
+        length = self.file.stat().st_size - from_bytes
+        run("fallocate", "--punch-hole", f"--offset={from_bytes}", f"--length={length}", str(self.file))
+
     def shrink(self, size_bytes: int) -> None:
-        """Cut the file off: what lay behind reads as zeros."""
+        """Cut the file off: what lay behind cannot be read any more (EIO)."""
         with self.file.open("r+b") as file:
             file.truncate(size_bytes)
-
-    def shrink_device(self, size_bytes: int) -> None:
-        """Cut the device off too: what lay behind cannot be read any more (EIO)."""
-        self.shrink(size_bytes)
-        run("losetup", "--set-capacity", self.device)
 
 
 @contextmanager
