@@ -2,13 +2,18 @@
 
 The order is that of swapon(2) in the kernel (sys_swapon, mm/swapfile.c), so that a file with several faults
 is refused for the same one, with the same errno and words: opening it (may_open), claiming it (IS_SWAPFILE),
-its header (read_swap_header), the file system's swap_activate (nfs_swap_activate). What fuseswap demands
-beyond the kernel comes last and is marked as its own.
+its header (read_swap_header), its extents (setup_swap_extents). What fuseswap demands beyond the kernel comes
+last and is marked as its own.
+
+How the extents come about is the decision behind SWP_FS_OPS: a backend with a swap_rw does the I/O itself, and
+slot n is page n of the file (nfs_swap_activate); a file whose blocks are known is swapped to by the kernel
+alone, without fuseswap (iomap_swapfile_activate); all else is refused.
 
 Nothing is looked up here: a backend reports `FileFacts`, and `swap_activate` judges them.
 """
 
 import json
+from collections.abc import Iterator
 from enum import Enum
 from errno import EBUSY, EINVAL, EIO, EISDIR, ENOENT, ENXIO, EROFS
 from stat import S_ISDIR, S_ISREG, S_ISSOCK
@@ -17,7 +22,17 @@ from typing import Any, Final
 from attrs import asdict, frozen
 
 from fuseswap.swap.errors import Check, ContractError
-from fuseswap.swap.extents import CHECK_HOLES, FILL_FILE, SwapExtent, fs_ops_extents
+from fuseswap.swap.extents import (
+    CHECK_EMPTY,
+    CHECK_HOLES,
+    EXTENT_CHECKS,
+    FILL_FILE,
+    Layout,
+    Mapping,
+    SwapExtent,
+    fs_ops_extents,
+    iomap_extents,
+)
 from fuseswap.swap.header import (
     CHECK_BOOT_BLOCK,
     HEADER_CHECKS,
@@ -139,6 +154,7 @@ ACTIVATION_CHECKS: Final = (
     CHECK_SWAP_RW,
     CHECK_ALLOCATED,
     CHECK_HOLES,
+    *EXTENT_CHECKS,
     CHECK_WHOLE_PAGES,
     CHECK_TRANSFER,
     CHECK_BOOT_BLOCK,
@@ -147,7 +163,7 @@ ACTIVATION_CHECKS: Final = (
 """All checks, in order."""
 
 REPORT_RANGES_MAX: Final = 256
-"""Data ranges that a report lists, so that it fits an extended attribute (64 KiB)."""
+"""Data ranges and extents that a report lists, so that it fits an extended attribute (64 KiB)."""
 
 
 @frozen
@@ -181,11 +197,16 @@ class FileFacts:
     nlink: int = 1
     data_ranges: tuple[DataRange, ...] | None = None
     """Ascending; None where the backend cannot tell."""
+    mappings: tuple[Mapping, ...] | None = None
+    """Where the blocks of a file without swap_rw lie (FIEMAP); None where the kernel would not swap by them."""
 
 
 @frozen
 class Verdict:
-    """What swap_activate grants: the swap_info_struct of an area whose file system does the I/O."""
+    """What swap_activate grants: the swap_info_struct of the area."""
+
+    fs_ops: bool
+    """SWP_FS_OPS: the backend does the I/O. If not, the kernel does, without fuseswap."""
 
     pages: int
     """Usable slots; the header page does not count."""
@@ -202,15 +223,17 @@ def swap_activate(facts: FileFacts, request: ActivationRequest | None = None) ->
 
     Without `request`, a mark in the header page is not judged, as nobody knows whose machine this is.
     ContractError with the errno and words of the first check that fails: sys_swapon, read_swap_header
-    (mm/swapfile.c), nfs_swap_activate (fs/nfs/file.c), then fuseswap's own.
+    (mm/swapfile.c), nfs_swap_activate (fs/nfs/file.c) or iomap_swapfile_activate (fs/iomap/swapfile.c), then
+    fuseswap's own.
     """
     _check_open(facts)
     header = _check_header(facts)
-    _check_storage(facts)
-    _check_own(facts)
-    stolen_from = _check_mark(facts, request)
-    layout = fs_ops_extents(header.pages_max)
-    return Verdict(layout.pages, layout.extents, layout.span, header, stolen_from)
+    layout = _setup_extents(facts, header)
+    stolen_from = None
+    if facts.has_swap_rw:
+        _check_own(facts)
+        stolen_from = _check_mark(facts, request)
+    return Verdict(facts.has_swap_rw, layout.pages, layout.extents, layout.span, header, stolen_from)
 
 
 def _check_open(facts: FileFacts) -> None:
@@ -234,9 +257,19 @@ def _check_header(facts: FileFacts) -> SwapHeader:
     return parse_header(facts.header_page, facts.size_bytes, regular=True)
 
 
-def _check_storage(facts: FileFacts) -> None:
-    if not facts.has_swap_rw:
+def _setup_extents(facts: FileFacts, header: SwapHeader) -> Layout:
+    if facts.has_swap_rw:
+        _check_storage(facts)
+        return fs_ops_extents(header.pages_max)
+    if facts.mappings is None:
         raise CHECK_SWAP_RW.refusal()
+    layout = iomap_extents(facts.size_bytes, header.pages_max, facts.mappings)
+    if layout.pages == 0:
+        raise CHECK_EMPTY.refusal()
+    return layout
+
+
+def _check_storage(facts: FileFacts) -> None:
     # nfs_calc_block_size rounds the server's figure up to sectors.
     sectors = -(-facts.allocated_bytes // SECTOR_SIZE)
     if sectors * SECTOR_SIZE < facts.size_bytes:
@@ -339,7 +372,7 @@ def check_report(facts: FileFacts, request: ActivationRequest | None = None) -> 
     page = facts.header_page or b""
     return CheckReport(
         facts=facts,
-        checks=_results(error),
+        checks=tuple(_results(facts, error)),
         header=_readable_header(page),
         mark=read_mark(page),
         verdict=verdict,
@@ -347,16 +380,23 @@ def check_report(facts: FileFacts, request: ActivationRequest | None = None) -> 
     )
 
 
-def _results(error: ContractError | None) -> tuple[CheckResult, ...]:
-    results = []
+def _results(facts: FileFacts, error: ContractError | None) -> Iterator[CheckResult]:
+    skipped = _inapplicable(facts)
     outcome = Outcome.PASSED
     for check in ACTIVATION_CHECKS:
         if error is not None and check.step == error.step:
-            results.append(CheckResult(check, Outcome.FAILED))
+            yield CheckResult(check, Outcome.FAILED)
             outcome = Outcome.NOT_REACHED
         else:
-            results.append(CheckResult(check, outcome))
-    return tuple(results)
+            yield CheckResult(check, Outcome.NOT_REACHED if check in skipped else outcome)
+
+
+def _inapplicable(facts: FileFacts) -> set[Check]:
+    """Checks that are not made of a file of this kind: SWP_FS_OPS or not."""
+    if facts.has_swap_rw:
+        return set(EXTENT_CHECKS)
+    skipped = {CHECK_ALLOCATED, CHECK_HOLES, *(check for check in ACTIVATION_CHECKS if check.own)}
+    return skipped | {CHECK_SWAP_RW} if facts.mappings is not None else skipped | set(EXTENT_CHECKS)
 
 
 def _readable_header(page: bytes) -> SwapHeader | None:
@@ -368,7 +408,7 @@ def _readable_header(page: bytes) -> SwapHeader | None:
 
 def _plain_facts(facts: FileFacts) -> dict[str, Any]:
     plain = asdict(facts, recurse=False)
-    del plain["header_page"], plain["data_ranges"]
+    del plain["header_page"], plain["data_ranges"], plain["mappings"]
     plain["mode"] = f"{facts.mode:o}"
     ranges = facts.data_ranges
     if ranges is not None:
@@ -400,8 +440,13 @@ def _plain_result(result: CheckResult) -> dict[str, Any]:
 
 def _plain_verdict(verdict: Verdict) -> dict[str, Any]:
     return {
+        "fs_ops": verdict.fs_ops,
         "pages": verdict.pages,
-        "extents": [[e.start_page, e.page_count, e.start_block] for e in verdict.extents],
+        "extent_count": len(verdict.extents),
+        "extents": [
+            [extent.start_page, extent.page_count, extent.start_block]
+            for extent in verdict.extents[:REPORT_RANGES_MAX]
+        ],
         "span": verdict.span,
         "stolen_from": asdict(verdict.stolen_from) if verdict.stolen_from else None,
     }

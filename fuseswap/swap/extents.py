@@ -53,6 +53,24 @@ CHECK_UNALLOCATED: Final = Check(
     remedy=FILL_FILE,
     kernel_text=True,
 )
+CHECK_INLINE: Final = Check(
+    step="inline",
+    errno=EINVAL,
+    imposed_by="iomap_swapfile_iter",
+    why="Data that lies inside an inode has no blocks of its own.",
+    text="is inline",
+    remedy="make the file anew, larger: fuseswap create FILE --size SIZE",
+    kernel_text=True,
+)
+CHECK_SHARED: Final = Check(
+    step="shared",
+    errno=EINVAL,
+    imposed_by="iomap_swapfile_iter",
+    why="Swapping to blocks that another file shares would change that file.",
+    text="has shared extents",
+    remedy="make the file anew, never as a reflink: fuseswap create FILE --size SIZE",
+    kernel_text=True,
+)
 CHECK_USABLE_PAGE: Final = Check(
     step="usable-page",
     errno=EINVAL,
@@ -62,6 +80,10 @@ CHECK_USABLE_PAGE: Final = Check(
     remedy="make the file anew on a file system with less fragmented free space",
     kernel_text=True,
 )
+
+
+EXTENT_CHECKS: Final = (CHECK_INLINE, CHECK_UNALLOCATED, CHECK_SHARED, CHECK_USABLE_PAGE, CHECK_EMPTY)
+"""Of a file that the kernel swaps to by block numbers; the first three are made of each mapping in turn."""
 
 
 @frozen
@@ -93,6 +115,10 @@ class Mapping:
     logical: int
     length: int
     physical: int | None
+    inline: bool = False
+    """The data lies in the inode (FIEMAP_EXTENT_DATA_INLINE)."""
+    shared: bool = False
+    """Another file has the same blocks (FIEMAP_EXTENT_SHARED)."""
 
 
 def add_swap_extent(
@@ -167,15 +193,20 @@ def iomap_extents(size_bytes: int, pages_max: int, mappings: Iterable[Mapping]) 
 
     It walks the size rounded down to a page, whatever the header claims, and looks at all of it. Physically
     contiguous mappings are gathered into runs, written or not; each run is rounded inward to whole pages.
-    ContractError EINVAL: a hole anywhere, or not one whole page.
+    ContractError EINVAL: a mapping that is inline, a hole
+    or shared, or not one whole page.
     """
     limit = size_bytes // PAGE_SIZE * PAGE_SIZE
     runs: list[Mapping] = []
     for mapping in mappings:
         if mapping.logical >= limit:
             break
+        if mapping.inline:
+            raise CHECK_INLINE.refusal()
         if mapping.physical is None:
             raise CHECK_UNALLOCATED.refusal()
+        if mapping.shared:
+            raise CHECK_SHARED.refusal()
         length = min(mapping.length, limit - mapping.logical)
         if runs and _physical_end(runs[-1]) == mapping.physical:
             runs[-1] = evolve(runs[-1], length=runs[-1].length + length)

@@ -560,7 +560,7 @@ def clone_from(scene: Scene) -> None:
 @attempts(Operation.CLONE_FROM)
 def clone_range_from(scene: Scene) -> None:
     with scene.opened(os.O_RDONLY) as fd, descriptor(scene.neighbour, os.O_RDWR) as target:
-        syscalls.clone_range(fd, target, PAGE_SIZE)
+        syscalls.clone_range(fd, target, 0, PAGE_SIZE)
 
 
 @attempts(Operation.CLONE_INTO)
@@ -572,7 +572,7 @@ def clone_into(scene: Scene) -> None:
 @attempts(Operation.CLONE_INTO)
 def clone_range_into(scene: Scene) -> None:
     with scene.opened() as fd, descriptor(scene.neighbour, os.O_RDONLY) as source:
-        syscalls.clone_range(source, fd, PAGE_SIZE)
+        syscalls.clone_range(source, fd, 0, PAGE_SIZE)
 
 
 @attempts(Operation.DEDUPE_FROM)

@@ -36,6 +36,8 @@ _FIEMAP_EXTENT = struct.Struct("=QQQQQIIII")
 _FIEMAP_EXTENTS_MAX = 64
 FIEMAP_SYNC = 1
 FIEMAP_EXTENT_LAST = 1
+FIEMAP_EXTENT_INLINE = 0x200
+FIEMAP_EXTENT_SHARED = 0x2000
 
 
 def _check(result: int, path: Path | None = None) -> int:
@@ -83,8 +85,8 @@ def clone(source_fd: int, target_fd: int) -> None:
     fcntl.ioctl(target_fd, _FICLONE, source_fd)
 
 
-def clone_range(source_fd: int, target_fd: int, length: int) -> None:
-    fcntl.ioctl(target_fd, _FICLONERANGE, struct.pack("=qQQQ", source_fd, 0, length, 0))
+def clone_range(source_fd: int, target_fd: int, offset: int, length: int) -> None:
+    fcntl.ioctl(target_fd, _FICLONERANGE, struct.pack("=qQQQ", source_fd, offset, length, offset))
 
 
 def dedupe(source_fd: int, target_fd: int, length: int) -> None:

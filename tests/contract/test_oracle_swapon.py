@@ -12,14 +12,14 @@ from errno import EBUSY, EINVAL, EISDIR, ENOENT, ENXIO, EROFS
 from pathlib import Path
 
 import pytest
-from attrs import frozen
+from attrs import evolve, frozen
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fuseswap.swap.activation import DataRange, FileFacts, check_report, swap_activate
 from fuseswap.swap.errors import ContractError
-from fuseswap.swap.extents import Layout, Mapping, iomap_extents
-from fuseswap.swap.header import SwapHeader, format_header, parse_header
+from fuseswap.swap.extents import Mapping
+from fuseswap.swap.header import SwapHeader, format_header
 from fuseswap.swap.units import PAGE_SIZE
 from tests.contract import syscalls
 from tests.contract.conftest import NativeFilesystem
@@ -77,10 +77,11 @@ def mappings_of(path: Path) -> list[Mapping]:
         extents = syscalls.fiemap(fd, size_bytes)
     mappings = []
     end = 0
-    for logical, physical, length, _ in extents:
+    for logical, physical, length, flags in extents:
         if logical > end:
             mappings.append(Mapping(end, logical - end, None))
-        mappings.append(Mapping(logical, length, physical))
+        inline, shared = bool(flags & syscalls.FIEMAP_EXTENT_INLINE), bool(flags & syscalls.FIEMAP_EXTENT_SHARED)
+        mappings.append(Mapping(logical, length, physical, inline, shared))
         end = logical + length
     if end < size_bytes:
         mappings.append(Mapping(end, size_bytes - end, None))
@@ -113,12 +114,27 @@ def facts_of(path: Path, read_only: bool = False, active: bool = False) -> FileF
     )
 
 
-def local_layout(path: Path) -> Layout:
-    """What swapon makes of a file on an iomap file system. ContractError as there."""
-    status = path.stat()
-    with descriptor(path, os.O_RDONLY) as fd:
-        header = parse_header(os.pread(fd, PAGE_SIZE, 0), status.st_size, regular=True)
-    return iomap_extents(status.st_size, header.pages_max, mappings_of(path))
+def local_facts_of(path: Path, read_only: bool = False, active: bool = False) -> FileFacts:
+    """What is known of a file that the kernel swaps to by itself."""
+    facts = facts_of(path, read_only, active)
+    mappings = tuple(mappings_of(path)) if stat.S_ISREG(facts.mode) else None
+    return evolve(facts, has_swap_rw=False, data_ranges=None, mappings=mappings)
+
+
+def assert_same(facts: FileFacts, kernel: Activated | Refused) -> None:
+    """The verdict on a local file is swapon's to the page, the errno and the word."""
+    report = check_report(facts)
+    if report.error is None:
+        assert report.verdict is not None and not report.verdict.fs_ops
+        verdict = report.verdict
+        assert kernel == Activated(verdict.pages, len(verdict.extents), verdict.span)
+    else:
+        assert isinstance(kernel, Refused), report.error
+        assert kernel.errno == report.error.errno
+        if report.error.kernel_text:
+            assert kernel.text.endswith(report.error.text)
+        else:
+            assert kernel.text == ""
 
 
 # --- files that hypothesis makes ---
@@ -207,11 +223,13 @@ def test_check_says_what_swapon_says(
 ) -> None:
     path = native_filesystems[kind].point / "oracle"
     recipe.make(path)
-    facts = facts_of(path)
+    facts, local_facts = facts_of(path), local_facts_of(path)
 
-    report = check_report(facts)
     kernel = kernel_verdict(path)
 
+    assert_same(local_facts, kernel)
+    # And the same file as an NFS server would have it.
+    report = check_report(facts)
     error = report.error
     if error is None:
         assert report.verdict is not None
@@ -271,19 +289,20 @@ def test_extents_are_the_kernels(
         os.pwrite(fd, format_header(SwapHeader(last_page)), 0)
         os.fsync(fd)
 
-    try:
-        layout = local_layout(path)
-    except ContractError as error:
-        kernel = kernel_verdict(path)
-        assert isinstance(kernel, Refused), (error, kernel)
-        assert kernel.errno == error.errno == EINVAL
-        assert error.text in kernel.text
-    else:
-        kernel = kernel_verdict(path)
-        if layout.pages == 0:
-            assert kernel == Refused(EINVAL, "Empty swap-file")
-        else:
-            assert kernel == Activated(layout.pages, layout.extent_count, layout.span)
+    assert_same(local_facts_of(path), kernel_verdict(path))
+
+
+def test_shared_extents(native_filesystems: dict[str, NativeFilesystem]) -> None:
+    path = native_filesystems["xfs"].point / "shared"
+    clone = path.with_name("clone")
+    make_good(path)
+    with descriptor(path, os.O_RDWR) as fd, descriptor(clone, os.O_RDWR | os.O_CREAT) as target:
+        syscalls.clone_range(fd, target, 0, 5 * PAGE_SIZE)
+
+    kernel = kernel_verdict(path)
+
+    assert isinstance(kernel, Refused) and kernel.text.endswith("has shared extents")
+    assert_same(local_facts_of(path), kernel)
 
 
 # --- what is not a file that could be swap ---
@@ -337,11 +356,12 @@ def test_other_types(
     try:
         kernel = {name: errno_of(directory / name) for name in expected}
         ours = {name: our_errno(facts_of(directory / name, read_only=read_only)) for name in expected}
+        local = {name: our_errno(local_facts_of(directory / name, read_only=read_only)) for name in expected}
     finally:
         syscalls.remount(filesystem.point, read_only=False)
 
     assert kernel == expected
-    assert ours == expected
+    assert ours == local == expected
 
 
 def test_active_already(directory: Path) -> None:

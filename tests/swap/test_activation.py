@@ -20,7 +20,7 @@ from fuseswap.swap.activation import (
     swap_activate,
 )
 from fuseswap.swap.errors import ContractError
-from fuseswap.swap.extents import SwapExtent
+from fuseswap.swap.extents import EXTENT_CHECKS, Mapping, SwapExtent
 from fuseswap.swap.header import Mark, SwapHeader, format_header, put_mark
 from fuseswap.swap.target import ActivationRequest
 from fuseswap.swap.units import PAGE_SIZE
@@ -53,6 +53,11 @@ def patch(offset: int, data: bytes) -> Spoil:
     return spoil_page(lambda page: page[:offset] + data + page[offset + len(data) :])
 
 
+def local(mapping: Mapping) -> Spoil:
+    """A file that the kernel swaps to by block numbers."""
+    return lambda facts: evolve(facts, has_swap_rw=False, mappings=(mapping,))
+
+
 # In the order of ACTIVATION_CHECKS: how to make just this check fail, and what it says.
 SPOILT: dict[str, tuple[Spoil, int]] = {
     "directory": (lambda facts: evolve(facts, mode=0o040700), EISDIR),
@@ -75,6 +80,11 @@ SPOILT: dict[str, tuple[Spoil, int]] = {
     "swap-rw": (lambda facts: evolve(facts, has_swap_rw=False), EINVAL),
     "allocated": (lambda facts: evolve(facts, allocated_bytes=facts.size_bytes - 512), EINVAL),
     "holes": (lambda facts: evolve(facts, data_ranges=(DataRange(0, 4096), DataRange(8192, 1 << 30))), EINVAL),
+    "inline": (local(Mapping(0, SIZE_BYTES, 4096, inline=True)), EINVAL),
+    "unallocated": (local(Mapping(0, SIZE_BYTES, None)), EINVAL),
+    "shared": (local(Mapping(0, SIZE_BYTES, 4096, shared=True)), EINVAL),
+    "usable-page": (local(Mapping(0, 3072, 1024)), EINVAL),
+    "empty": (local(Mapping(0, PAGE_SIZE, 4096)), EINVAL),
     "whole-pages": (
         lambda facts: evolve(facts, size_bytes=facts.size_bytes + 1, allocated_bytes=facts.allocated_bytes + 1),
         EINVAL,
@@ -98,6 +108,28 @@ def test_granted() -> None:
     assert verdict.pages == verdict.span == PAGES_MAX - 1
     assert verdict.header == HEADER
     assert verdict.stolen_from is None
+    assert verdict.fs_ops
+
+
+def test_a_file_that_the_kernel_swaps_to_alone() -> None:
+    """No swap_rw, blocks known: iomap's layout, and nothing of what only fuseswap demands."""
+    facts = evolve(
+        GOOD,
+        size_bytes=SIZE_BYTES + 100,
+        allocated_bytes=0,
+        header_page=put_mark(PAGE, OTHER),
+        has_swap_rw=False,
+        read_bytes_max=0,
+        mappings=(Mapping(0, 10 * PAGE_SIZE, 50 * PAGE_SIZE), Mapping(10 * PAGE_SIZE, 1 << 30, 90 * PAGE_SIZE)),
+    )
+
+    verdict = swap_activate(facts, THIS)
+
+    assert not verdict.fs_ops
+    assert verdict.extents == (SwapExtent(0, 10, 50), SwapExtent(10, 90, 90))
+    assert (verdict.pages, verdict.span) == (99, 129)
+    outcomes = {result.check.step: result.outcome for result in check_report(facts, THIS).checks}
+    assert {step for step, outcome in outcomes.items() if outcome is Outcome.NOT_REACHED} == ONLY_FS_OPS
 
 
 def test_every_check_is_spoilt_here() -> None:
@@ -128,6 +160,11 @@ def test_the_kernels_own_words() -> None:
         "shorter": "Swap area shorter than signature indicates",
         "allocated": "swap activate: swapfile has holes",
         "holes": "swapfile has holes",
+        "inline": "is inline",
+        "unallocated": "has unallocated extents",
+        "shared": "has shared extents",
+        "usable-page": "Cannot find a single usable page in file.",
+        "empty": "Empty swap-file",
     }
 
 
@@ -144,7 +181,10 @@ def test_what_is_ours_comes_last() -> None:
 
 
 # These exclude one another in one file: the type, and the values of one field.
+LOCAL = {check.step for check in EXTENT_CHECKS}
+ONLY_FS_OPS = {"swap-rw", "allocated", "holes", *(check.step for check in ACTIVATION_CHECKS if check.own)}
 EXCLUSIVE = [
+    LOCAL,
     {"directory", "socket", "regular"},
     {"read-only", "regular"},  # a device or a fifo can be written on a read-only file system
     {"version", "other-endian-bad-pages", "bad-pages", "bad-pages-max", "last-page"},
@@ -158,6 +198,8 @@ def test_the_first_of_several_faults_refuses(steps: set[str]) -> None:
     for exclusive in EXCLUSIVE:
         for step in list(steps & exclusive)[1:]:
             steps.discard(step)
+    if steps & LOCAL:
+        steps -= ONLY_FS_OPS
     ordered = [step for step in SPOILT if step in steps]
     facts = GOOD
     for step in sorted(ordered, key=lambda step: step == "read"):
@@ -253,6 +295,18 @@ FACTS = st.builds(
     nlink=st.integers(0, 3),
     data_ranges=st.none()
     | st.lists(st.builds(DataRange, st.integers(0, 2**62), st.integers(0, 2**62)), max_size=5).map(tuple),
+    mappings=st.none()
+    | st.lists(
+        st.builds(
+            Mapping,
+            st.integers(0, 2**62),
+            st.integers(1, 2**62),
+            st.none() | st.integers(0, 2**62),
+            st.booleans(),
+            st.booleans(),
+        ),
+        max_size=5,
+    ).map(tuple),
 )
 REQUESTS = st.none() | st.builds(ActivationRequest, st.text(), st.text(), st.booleans())
 
@@ -266,14 +320,18 @@ def test_a_report_agrees_with_the_verdict(facts: FileFacts, request: ActivationR
     assert [result.check for result in report.checks] == list(ACTIVATION_CHECKS)
     if report.error is None:
         assert report.verdict == swap_activate(facts, request)
-        assert set(outcomes) == {Outcome.PASSED}
+        assert Outcome.FAILED not in outcomes
+        assert {result.check.step for result in report.checks if result.outcome is Outcome.NOT_REACHED} == (
+            LOCAL if facts.has_swap_rw else ONLY_FS_OPS
+        )
         assert plain["verdict"] == "ok"
     else:
         error = refusal(facts, request)
         failed = outcomes.index(Outcome.FAILED)
         assert report.verdict is None
         assert ACTIVATION_CHECKS[failed].step == error.step == report.error.step
-        assert outcomes[:failed] == [Outcome.PASSED] * failed
+        before = {result.check.step for result in report.checks[:failed] if result.outcome is not Outcome.PASSED}
+        assert before <= (LOCAL if facts.has_swap_rw else ONLY_FS_OPS)
         assert set(outcomes[failed + 1 :]) <= {Outcome.NOT_REACHED}
         assert plain["verdict"] == error.errno_name
         assert plain["error"]["text"] == error.text
@@ -289,7 +347,7 @@ def test_only_the_mark_depends_on_who_asks(facts: FileFacts, request: Activation
 
 
 def test_a_report_fits_an_extended_attribute() -> None:
-    """The largest there can be: all bad pages, many ranges, a long mark that JSON escapes."""
+    """The largest there can be: many bad pages, ranges, extents, and a long mark that JSON escapes."""
     page = format_header(SwapHeader(2**32 - 1, (2**32 - 1,) * 637, label=b"\xff" * 16))
     ranges = tuple(DataRange(2**63 - 2 * i, 2**63) for i in range(5 * REPORT_RANGES_MAX))
     facts = evolve(
@@ -315,11 +373,27 @@ def test_report_of_a_good_file() -> None:
     assert plain["verdict"] == "ok"
     assert plain["error"] is None
     assert plain["activation"] == {
+        "fs_ops": True,
         "pages": PAGES_MAX - 1,
+        "extent_count": 1,
         "extents": [[0, PAGES_MAX, 0]],
         "span": PAGES_MAX - 1,
         "stolen_from": None,
     }
     assert plain["header"]["label"] == "swap"
     assert plain["facts"]["mode"] == "100600"
-    assert [check["outcome"] for check in plain["checks"]] == ["passed"] * len(ACTIVATION_CHECKS)
+    for check in plain["checks"]:
+        assert check["outcome"] == ("not reached" if check["step"] in LOCAL else "passed")
+
+
+def test_report_of_a_fragmented_file() -> None:
+    mappings = tuple(Mapping(i * PAGE_SIZE, PAGE_SIZE, 2 * i * PAGE_SIZE) for i in range(3000))
+    header = format_header(SwapHeader(2999))
+    facts = evolve(
+        GOOD, size_bytes=3000 * PAGE_SIZE, header_page=header, has_swap_rw=False, mappings=mappings
+    )
+
+    plain = check_report(facts).to_plain()
+
+    assert plain["activation"]["extent_count"] == 3000
+    assert len(plain["activation"]["extents"]) == REPORT_RANGES_MAX
