@@ -90,10 +90,9 @@ def measure_io(
     """Per pattern and round, a sample of each side; all sides stay up meanwhile."""
     samples: dict[Pattern, list[dict[str, Sample]]] = {pattern: [] for pattern in patterns}
     with ExitStack() as stack:
-        stack.enter_context(alone_with_swap())
-        measures = {
-            side.name: stack.enter_context(side.io(server, options.size * MIB)) for side in sides
-        }
+        if any(side.swapped_on for side in sides):
+            stack.enter_context(alone_with_swap())
+        measures = {side.name: stack.enter_context(side.io(server, options.size * MIB)) for side in sides}
         for number in range(options.rounds):
             for pattern in patterns:
                 console.print(f"round {number + 1} of {options.rounds}: {pattern.name}", highlight=False)

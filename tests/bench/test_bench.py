@@ -1,0 +1,74 @@
+"""The benchmark runs, and its limit makes the same promise as a page of swap."""
+
+import json
+import random
+import struct
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from fuseswap.host.ganesha import GaneshaServer
+from tests.kit.proxy import READ, WRITE, Cut, Proxy, Record, Send
+
+ROOT = Path(__file__).parents[2]
+FILE_SYNC = 2
+SIZE_BYTES = 4 << 20
+
+
+def bench(*arguments: str) -> dict[str, list[dict[str, object]]]:
+    command = [sys.executable, str(ROOT / "bench/run.py"), "--rounds", "1", "--seconds", "0.2", "--json"]
+    done = subprocess.run([*command, *arguments], check=False, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, list[dict[str, object]]] = json.loads(done.stdout)
+    return result
+
+
+def test_the_limit_is_measured_and_is_its_own_unit() -> None:
+    result = bench("--part", "io", "--sides", "limit", "--size", "8", "--patterns", "^random read 4k depth")
+
+    assert [entry["pattern"] for entry in result["io"]] == ["random read 4k depth 16", "random read 4k depth 1"]
+    assert all(entry["iops_ratio"] == 1 for entry in result["io"])
+
+
+def test_the_limit_sends_each_block_once_and_file_sync(nfs_server: GaneshaServer, nfs_dir: Path) -> None:
+    bench("--part", "io", "--sides", "limit", "--patterns", "nothing")  # compiles it
+    (nfs_dir / "file").write_bytes(bytes(SIZE_BYTES))
+    procedures: Counter[int] = Counter()
+    stable: set[int] = set()
+
+    def watch(record: Record, _: random.Random) -> Iterable[Send | Cut]:
+        procedures[record.procedure] += 1
+        if record.procedure == WRITE:
+            stable.add(stable_how(record.data))
+        return [Send(record.framed())]
+
+    with Proxy(nfs_server.nfs_port) as proxy:
+        proxy.on_call = watch
+        url = nfs_server.url(f"{nfs_dir.name}/file")
+        url = url.replace(f"nfsport={nfs_server.nfs_port}", f"nfsport={proxy.port}")
+        reads = limit(url, "read")
+        writes = limit(url, "write")
+
+    assert (procedures[READ], procedures[WRITE]) == (reads, writes)
+    assert stable == {FILE_SYNC}
+
+
+def limit(url: str, kind: str) -> int:
+    numbers = ("4096", "4", "0.1", str(SIZE_BYTES))
+    command = [str(ROOT / "bench/limit"), url, kind, "random", *numbers]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
+    operations: int = json.loads(done.stdout)["operations"]
+    return operations
+
+
+def stable_how(call: bytes) -> int:
+    """Of a WRITE call (RFC 1813 section 3.3.7), behind credential, verifier, handle, offset and count."""
+    at = 24
+    for _ in ("credential", "verifier"):
+        (length,) = struct.unpack_from(">I", call, at + 4)
+        at += 8 + length
+    (handle_bytes,) = struct.unpack_from(">I", call, at)
+    (stable,) = struct.unpack_from(">I", call, at + 4 + handle_bytes + 12)
+    return int(stable)
