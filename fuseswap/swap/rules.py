@@ -19,6 +19,7 @@ from enum import Enum
 from errno import (
     EBUSY,
     EEXIST,
+    EFBIG,
     EINVAL,
     EIO,
     ENODEV,
@@ -410,27 +411,20 @@ class EngineRule:
 
 
 ENGINE_RULES: Final = (
-    EngineRule(
-        "OPEN for reading and writing, O_DIRECT, the first", 0, "The loop device's; swap I/O carries it."
-    ),
+    EngineRule("OPEN for writing with O_DIRECT, the first", 0, "The loop device's; swap I/O carries this handle."),
     EngineRule("OPEN for writing, a second", ETXTBSY, "The write handle is granted once."),
-    EngineRule(
-        "OPEN for writing without O_DIRECT", EINVAL, "A page cache in the path would need memory at swap-out."
-    ),
+    EngineRule("OPEN for writing without O_DIRECT", EINVAL, "A page cache in the path needs memory at swap-out."),
     EngineRule("OPEN with O_TRUNC", ETXTBSY, "The size is fixed."),
-    EngineRule("OPEN for reading", 0, "Reading disturbs nothing."),
-    EngineRule("READ, WRITE: whole pages inside the file, on the write handle", 0, "This is swap_rw."),
-    EngineRule("WRITE on another handle", ETXTBSY, "Only the kernel's swap writes here."),
-    EngineRule(
-        "READ, WRITE: not whole pages, or outside the file",
-        EINVAL,
-        "A slot is a page of the activated range.",
-    ),
+    EngineRule("OPEN for reading", 0, _READING),
+    EngineRule("READ of whole pages", 0, "swap_rw."),
+    EngineRule("WRITE of whole pages by the write handle", 0, "swap_rw."),
+    EngineRule("WRITE by another handle", ETXTBSY, "Only the kernel's swap writes here."),
+    EngineRule("READ or WRITE of anything but whole pages", EINVAL, "A slot is a page."),
+    EngineRule("READ behind the end", EINVAL, "There is no such slot."),
+    EngineRule("WRITE behind the end", EFBIG, "There is no such slot, and the file does not grow."),
     EngineRule("LOOKUP, GETATTR, OPENDIR, READDIR, STATFS", 0, "Answered from memory."),
     EngineRule("FSYNC, FLUSH, RELEASE", 0, "An answered write is stable already."),
     EngineRule("FALLOCATE", EOPNOTSUPP, "A discard of the loop device looks the same, whoever asked for it."),
-    EngineRule(
-        "everything else", ENOSYS, "The file has one size, one name, one owner, for as long as it exists."
-    ),
+    EngineRule("everything else", ENOSYS, "One name, one size, one owner, for as long as the file exists."),
 )
 """The engine's private mount: one file of fixed size, answered from memory (all but READ and WRITE)."""
