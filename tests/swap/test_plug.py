@@ -90,6 +90,7 @@ def test_no_more_calls_than_slots_and_never_a_free_slot_while_something_waits(pl
     assert answer(plug, first[1]) and len(pump(plug)) == 1
     assert answer(plug, first[0]) and len(pump(plug)) == 1
     assert plug.statistics().in_flight_calls_max == 3
+    assert plug.statistics().queued_calls_max == 5 and plug.statistics().queued_calls == 0
 
 
 @pytest.mark.parametrize("kind", [R, W])
@@ -103,7 +104,7 @@ def test_neighbours_of_one_batch_merge_though_slots_are_free(plug_class, kind):
 def test_a_request_that_closes_a_gap_joins_two_calls_at_the_place_of_the_older(plug_class, kind):
     plug, sent = busy(plug_class)
     a, far, b, gap = submit(plug, kind(10, 2), kind(50), kind(13), kind(12))
-    assert plug.statistics().joined == 1 and plug.statistics().queued_calls == 2
+    assert plug.statistics().joined == plug.statistics().merged == 1 and plug.statistics().queued_calls == 2
     calls = drain(plug, sent)
     assert spans(calls[1:]) == [(10, 4), (50, 1)]
     assert calls[1].requests == [a, gap, b] and calls[2].requests == [far]
@@ -267,7 +268,7 @@ def test_a_blocked_request_delays_nobody(plug_class):
         (call,) = pump(plug)
         answer(plug, call)
     assert not pump(plug)
-    assert plug.statistics().blocked_requests == 2
+    assert plug.statistics().blocked_requests == plug.statistics().blocked_ever == 2
     answer(plug, held)
     assert len(drain(plug)) == 2
 

@@ -120,7 +120,7 @@ ALL = 1000
 
 
 @pytest.mark.parametrize(
-    ("requests_max", "faults_max", "limit_pages"), [(2, ALL, 1), (2, ALL, 2), (2, ALL, 3), (3, 2, 3), (4, 0, 3)]
+    ("requests_max", "faults_max", "limit_pages"), [(2, ALL, 1), (2, ALL, 2), (2, ALL, 3), (3, 1, 3), (4, 0, 3)]
 )
 def test_every_case(requests_max: int, faults_max: int, limit_pages: int) -> None:
     assert search(requests_max, faults_max, limit_pages) > 10_000

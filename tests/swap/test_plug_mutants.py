@@ -1,5 +1,7 @@
 """Each rule of the plug, taken away by hand, must turn a quick check red: so the checks are worth their name."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ QUICK_STEPS = 250
 
 MUTANTS = [
     # Order
-    ("write overtakes an overlapping write", "if owners is None:\n", "if owners is None or request.is_write:\n"),
+    ("write overtakes an overlapping write", "if owners is None:\n",
+     "if owners is None or request.is_write:\n"),
     ("write waits for the first overlapping write only", "dict.fromkeys(owners)", "[owners[0]]"),
     ("read is never blocked", "if owners is None:\n", "if owners is None or not request.is_write:\n"),
     ("read is covered when partly covered", "None not in owners", "owners[0] is not None"),
@@ -30,7 +33,8 @@ MUTANTS = [
      "                writes.setdefault(first, request)\n"),
     ("finished write stays in the index", "                del writes[first]\n", "                pass\n"),
     ("finished write removes a later one's pages", "if writes[page] is request:", "if page in writes:"),
-    ("followers freed by the first of their writes", "if not follower.waits_for:", "if follower.waits_for >= 0:"),
+    ("followers freed by the first of their writes", "if not follower.waits_for:",
+     "if follower.waits_for >= 0:"),
     ("followers are forgotten", "if not follower.waits_for:", "if follower.waits_for:"),
     ("failed write frees nobody", "        if call.is_write:\n            self._finish_write(requests[0])",
      "        if False:\n            self._finish_write(requests[0])"),
@@ -44,11 +48,14 @@ MUTANTS = [
      "if not queue or (in_flight and len(queue[0].requests) == 1) or len(in_flight)"),
     ("no place kept in the queue", "insort(queue, call, key=_by_sequence)", "queue.append(call)"),
     ("grown call keeps a young place", "if sequence < call.sequence:", "if False:"),
-    ("continuation at the place of its first request", "min(map(_by_sequence, requests))", "requests[0].sequence"),
+    ("continuation at the place of its first request", "min(map(_by_sequence, requests))",
+     "requests[0].sequence"),
     ("continuation at the end of the queue", "call.sequence = min(map(_by_sequence, requests))",
      "call.sequence = self._sequence + 1"),
-    ("limit is not taken over", "        self._slots = slots\n\n    def statistics", "\n\n    def statistics"),
-    ("completed call keeps its slot", "        del self.in_flight[call]\n        requests = call.requests\n        s",
+    ("limit is not taken over", "        self._slots = slots\n\n    def statistics",
+     "\n\n    def statistics"),
+    ("completed call keeps its slot",
+     "        del self.in_flight[call]\n        requests = call.requests\n        s",
      "        requests = call.requests\n        s"),
     # Merging
     ("never back", "if before is not None and before", "if False and before"),
@@ -58,7 +65,8 @@ MUTANTS = [
     ("front over the limit", "elif after is not None and after.length + length <= limit",
      "elif after is not None and after.length <= limit"),
     ("joined over the limit", "before.length + after.length <= limit", "after.length <= limit"),
-    ("reads join writes", "starts = self._starts[is_write]\n        ends = self._ends[is_write]\n        before",
+    ("reads join writes",
+     "starts = self._starts[is_write]\n        ends = self._ends[is_write]\n        before",
      "starts = self._starts[0]\n        ends = self._ends[0]\n        before"),
     ("rsize and wsize mixed up", "limit = self._limits[is_write]", "limit = self._limits[not is_write]"),
     ("front merge out of order", "after.requests.insert(0, request)", "after.requests.append(request)"),
@@ -86,25 +94,39 @@ MUTANTS = [
     ("partly covered is covered", "requests[covered].offset + requests[covered].length <= end",
      "requests[covered].offset < end"),
     ("exactly covered is not", "requests[covered].length <= end", "requests[covered].length < end"),
-    ("continuation from the beginning", "            first.done = end - first.offset\n", "            pass\n"),
+    ("continuation from the beginning", "            first.done = end - first.offset\n",
+     "            pass\n"),
     ("continuation skips", "first.done = end - first.offset", "first.done = end - first.offset + 8"),
     ("continuation forgets the rest", "call.requests = requests\n", "call.requests = requests[:1]\n"),
-    ("continuation carries the finished", "self._continue(requests[covered:], end, count < call.length)\n        for",
+    ("continuation carries the finished",
+     "self._continue(requests[covered:], end, count < call.length)\n        for",
      "self._continue(requests, end, count < call.length)\n        for"),
     ("eof inside the range is a short read", "if eof or not count:", "if not count:"),
     ("no data is a short read", "if eof or not count:", "if eof:"),
     ("eof fails the covered too", "for request in requests[covered:]:\n                request.error",
      "for request in requests:\n                request.error"),
     ("eof fails nobody", "                request.error = EIO\n", "                pass\n"),
-    ("short read is not kept", "partial.memory[partial.done : end - partial.offset] = payload[into:]", "pass"),
+    ("short read is not kept", "partial.memory[partial.done : end - partial.offset] = payload[into:]",
+     "pass"),
     ("short read keeps the wrong bytes", "into = partial.offset + partial.done - start", "into = 0"),
     ("assembled read without its beginning", "(request.memory[:done], payload[: request.length - done])",
      "(payload[: request.length - done],)"),
-    ("slices from the beginning", "payload[position : position + request.length]", "payload[: request.length]"),
+    ("slices from the beginning", "payload[position : position + request.length]",
+     "payload[: request.length]"),
     ("slices too long", "payload[position : position + request.length]", "payload[position:]"),
     # Accounts
     ("unfinished miscounted", "self._unfinished -= count", "self._unfinished -= 1"),
     ("blocked miscounted", "self._blocked -= 1", "self._blocked -= 0"),
+    ("high-water mark of the queue stands still", "            self._queue_max = len(queue)\n",
+     "            pass\n"),
+    ("high-water mark in flight stands still", "            self.in_flight_max = len(in_flight)\n",
+     "            pass\n"),
+    ("blocked requests are not counted", "        self.blocked_ever += 1\n", ""),
+    ("joins are not counted", "                self.joined += 1\n", ""),
+    ("merges are not counted", "            self.merged += 1\n", ""),
+    ("every reply is short", "self.short_replies += short", "self.short_replies += 1"),
+    ("no reply is short", "self.short_replies += short", "pass"),
+    ("split calls are not counted", "            self.split_calls += 1\n", ""),
 ]  # fmt: skip
 
 CALL_MUTANTS = [
@@ -124,11 +146,13 @@ ILLEGAL = [
     ("submitted twice", "if request.sequence or len", "if len"),
     ("memory of another size", " or len(request.memory) != length", ""),
     ("unknown write", "if call not in self.in_flight or not call.is_write", "if not call.is_write"),
-    ("read as a write", "if call not in self.in_flight or not call.is_write or", "if call not in self.in_flight or"),
+    ("read as a write", "if call not in self.in_flight or not call.is_write or",
+     "if call not in self.in_flight or"),
     ("too much written", "0 <= count <= call.length", "0 <= count"),
     ("less than nothing", "0 <= count <= call.length", "count <= call.length"),
     ("unknown read", "if call not in self.in_flight or call.is_write", "if call.is_write"),
-    ("write as a read", "if call not in self.in_flight or call.is_write or", "if call not in self.in_flight or"),
+    ("write as a read", "if call not in self.in_flight or call.is_write or",
+     "if call not in self.in_flight or"),
     ("too much fetched", " or count > call.length", ""),
     ("unknown failure", "if call not in self.in_flight or errno <= 0", "if errno <= 0"),
     ("failure without errno", " or errno <= 0", ""),
@@ -139,11 +163,18 @@ ILLEGAL = [
 ]  # fmt: skip
 
 
-STORIES = [
-    function
-    for name, function in vars(test_plug).items()
-    if name.startswith("test_") and not hasattr(function, "pytestmark")
-]
+def stories() -> Iterator[Callable[..., None]]:
+    """The tests of test_plug.py, each parametrized one once for each value."""
+    for name, function in vars(test_plug).items():
+        marks = getattr(function, "pytestmark", [])
+        if name.startswith("test_") and not marks:
+            yield function
+        elif name.startswith("test_"):
+            argument, values = marks[0].args
+            yield from (partial(function, **{argument: value}) for value in values)
+
+
+STORIES = list(stories())
 
 
 def mutant(name: str, source: str, old: str, new: str) -> dict[str, Any]:
