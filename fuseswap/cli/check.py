@@ -57,10 +57,11 @@ def check_url(url: str, request: ActivationRequest) -> Report:
 
     try:
         return with_source(directory, work).to_plain()
-    except FileNotFoundError:
-        raise Failure(f"{url} does not exist: fuseswap create {url} --size SIZE", Exit.SERVER) from None
     except OSError as error:
-        raise Failure(f"{url}: {error.strerror}", Exit.SERVER) from None
+        number = error.errno or errno.EIO
+        if number == errno.ENOENT:
+            raise Failure(f"{url} does not exist: fuseswap create {url} --size SIZE") from None
+        raise Failure(f"{url}: {os.strerror(number)}", Exit.SERVER) from None
 
 
 def explain_refusal(path: str, error: OSError, request: ActivationRequest) -> Exception:

@@ -13,6 +13,7 @@ from fuseswap.host.loop import loop_device_of
 from fuseswap.host.machine import memory_available_bytes
 from fuseswap.host.mounts import mount_at
 from fuseswap.host.swap import SwapArea, shortfall, swap_area, swapoff, swaps
+from fuseswap.swap.target import NfsTarget
 
 _PATIENCE_SECONDS = 10.0
 """How long no page may come before that is said, or ended with --force."""
@@ -40,7 +41,7 @@ def condition(name: str) -> Condition:
         )
     return Condition(
         engine_alive=processes.is_running(counters.words["engine_pid"], processes.ENGINE),
-        connected=bool(counters.words["connected"]),
+        connected=not isinstance(counters.activation.target, NfsTarget) or bool(counters.words["connected"]),
     )
 
 

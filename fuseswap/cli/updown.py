@@ -25,22 +25,50 @@ _LOOK_SECONDS = 10.0
 
 def up(arguments: Any, interrupts: Interrupts) -> Exit:
     """`fuseswap up URL [--size S] [--priority N] [--name NAME] [--steal]`."""
-    directory, file_name = split_file_url(arguments.url)
+    _, file_name = split_file_url(arguments.url)
     name = arguments.name or _name_of(file_name)
     preflight.require_swapping()
-    if _already(arguments.url):
-        return Exit.DONE
+    if not _already(arguments.url):
+        bring_up(
+            name,
+            arguments.url,
+            interrupts,
+            size_bytes=arguments.size,
+            priority=arguments.priority,
+            steal=arguments.steal,
+        )
+    return Exit.DONE
+
+
+def bring_up(
+    name: str,
+    url: str,
+    interrupts: Interrupts,
+    *,
+    size_bytes: int | None,
+    priority: int | None,
+    steal: bool = False,
+) -> None:
+    """Make the file if it is missing, mount its directory, activate it and turn swap on; all or nothing.
+
+    Only the file, once whole, stays when a later step fails. Failure, SourceError, EngineError, HostError.
+    """
+    # Imported here: a second `up` need not load the backends.
     from fuseswap.cli.create import create
 
-    say(f"{name}: looking for {arguments.url}")
-    if create(directory, file_name, arguments.size, arguments.url):
-        say(f"{name}: {arguments.url} is made")
+    directory, file_name = split_file_url(url)
+    say(f"{name}: looking for {url}")
+    create(directory, file_name, size_bytes, url)
     file = str(rundir.filesystem_mountpoint(name) / file_name)
-    plan = Plan(name, file, directory, arguments.priority, arguments.steal)
     with _lock():
-        if not _already(arguments.url):
-            _turn_on(plan, arguments.url, interrupts)
-    return Exit.DONE
+        if not _already(url):
+            _turn_on(Plan(name, file, directory, priority, steal), url, interrupts)
+
+
+def take_down(name: str, *, force: bool) -> None:
+    """Undo `bring_up`, whatever of it there is. Failure, HostError."""
+    with _lock():
+        _turn_off(name, force=force)
 
 
 def on(arguments: Any, interrupts: Interrupts) -> Exit:

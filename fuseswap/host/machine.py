@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from attrs import frozen
+
 from fuseswap.host.bounded import HostError
 
 _MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
@@ -32,6 +34,20 @@ def memory_available_bytes() -> int:
         if name == "MemAvailable":
             return int(value.split()[0]) * 1024
     raise HostError("/proc/meminfo has no MemAvailable")
+
+
+@frozen
+class SwappedPages:
+    """Pages swapped since boot, over all areas."""
+
+    out: int
+    into: int
+
+
+def swapped_pages() -> SwappedPages:
+    """pswpout and pswpin of /proc/vmstat."""
+    words = dict(line.split() for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines())
+    return SwappedPages(out=int(words["pswpout"]), into=int(words["pswpin"]))
 
 
 def require_root() -> None:

@@ -36,6 +36,8 @@ class Snapshot:
     words: dict[str, int]
     """Every `Word` by its lower-case name."""
     log: tuple[LogRecord, ...]
+    taken_ns: int
+    """CLOCK_MONOTONIC of that moment."""
 
 
 def is_name(name: str) -> bool:
@@ -86,7 +88,8 @@ def read_counters(name: str) -> Snapshot | None:
         counters = Counters(mapping)
         try:
             activation = _activation(counters)
-            return Snapshot(name, activation, counters.snapshot(), tuple(counters.log_since(0)))
+            log = tuple(counters.log_since(0))
+            return Snapshot(name, activation, counters.snapshot(), log, time.monotonic_ns())
         except (ValueError, KeyError, TypeError):
             return None
         finally:
