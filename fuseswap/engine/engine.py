@@ -160,6 +160,7 @@ class Engine:
         elif self._spin_credit and self._spin_ns and 0 < self._requests <= SPIN_REQUESTS_MAX:
             events = self._spin(now)
         else:
+            self._publish()
             events = self._epoll.poll(max(due - now, 0) / 1e9 if due else -1, 2)
             if self._spin_ns and events and time.monotonic_ns() - now < self._spin_ns:
                 self._spin_credit = min(self._spin_credit + 1, SPIN_CREDIT_MAX)
@@ -168,6 +169,18 @@ class Engine:
                 self._readable = True
             else:
                 self._target.on_event(flags)
+
+    def _publish(self) -> None:
+        """Store what `status` shows besides events; only before waiting, so that it costs nothing under load."""
+        words = self._words
+        plug = self._plug
+        words[Word.REQUESTS] = self._requests
+        words[Word.CALLS_IN_FLIGHT] = len(plug.in_flight)
+        words[Word.CALLS_IN_FLIGHT_HIGH] = plug.in_flight_max
+        words[Word.COVERED_READS] = plug.covered_reads
+        words[Word.MERGED] = plug.merged + plug.joined
+        words[Word.RESERVE_PAGES_USED] = self._reserve.used_pages
+        words[Word.RESERVE_PAGES_HIGH] = self._reserve.used_pages_max
 
     def _spin(self, now: int) -> list[tuple[int, int]]:
         poll = self._epoll.poll

@@ -87,6 +87,8 @@ class Word(IntEnum):
     BAD_RECORDS = auto()
     COVERED_READS = auto()
     """Reads answered from an unfinished write."""
+    MERGED = auto()
+    """Requests that travelled in another request's call."""
     CALLS_IN_FLIGHT = auto()
     CALLS_IN_FLIGHT_HIGH = auto()
     SLOTS = auto()
@@ -138,7 +140,7 @@ class Counters:
 
     def identity(self) -> dict[str, Any]:
         """What `initialize` wrote. ValueError if this is not a counters file."""
-        if self._bytes[:8] != MAGIC:
+        if bytes(self._bytes[:8]) != MAGIC:
             raise ValueError("not a counters file of this version")
         (length,) = _LENGTH.unpack_from(self._bytes, IDENTITY_OFFSET)
         start = IDENTITY_OFFSET + _LENGTH.size
