@@ -46,7 +46,11 @@ The rules
 5. A request larger than rsize or wsize travels in parts, one call at a time, and holds no slot in between.
 
 Illegal calls (a call that is not in flight, more bytes than were asked for) raise ValueError and change
-nothing. Memory: the objects of unfinished requests, and a dict entry for each page of an unfinished WRITE.
+nothing. Memory: the objects of unfinished requests, and a dict entry for each page of an unfinished WRITE
+(under 0.5 MiB when a reserve of 16 MiB is full of them).
+
+Not modelled: time, and a server that executes an old copy of a WRITE after it has answered the repetition
+(RFC 1813 4.5); source port and XIDs that stay the same are the transport's answer to that.
 """
 
 from bisect import insort
