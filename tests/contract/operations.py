@@ -187,6 +187,10 @@ def _started_storer(path: Path) -> Iterator["subprocess.Popen[str]"]:
             yield process
         finally:
             process.kill()
+            process.wait()
+            # A store that was refused at writeback stays an error of the whole file system until it is told.
+            with descriptor(path.parent, os.O_RDONLY) as fd, contextlib.suppress(OSError):
+                syscalls.syncfs(fd)
 
 
 def attempts(operation: Operation) -> Callable[[Attempt], Attempt]:

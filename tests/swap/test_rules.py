@@ -102,6 +102,7 @@ def test_the_documented_differences() -> None:
         "FALLOCATE_COLLAPSE_RANGE",
         "FALLOCATE_INSERT_RANGE",
         "FALLOCATE_UNSHARE_RANGE",
+        "RENAME_EXCHANGE",
         "SETXATTR",
         "REMOVEXATTR",
         "CHATTR",
