@@ -1,0 +1,54 @@
+"""A fuseswap mount for the tests, and a file on it made swap as `fuseswap on` makes it, without an engine."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attrs import asdict
+
+from fuseswap.swap.target import ActivationRequest
+from fuseswap.swap.units import XATTR_ACTIVATE, XATTR_DEACTIVATE
+from tests.contract import syscalls
+from tests.contract.operations import World
+
+REQUEST = json.dumps(asdict(ActivationRequest("contract-test", "this-boot"))).encode()
+
+
+def mount(source: str, point: Path) -> None:
+    command = [sys.executable, "-m", "fuseswap", "mount", source, str(point)]
+    subprocess.run(command, check=True, timeout=30, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def activate(path: Path) -> None:
+    """swap_activate. OSError with the errno of the refusal."""
+    os.setxattr(path, XATTR_ACTIVATE, REQUEST)
+
+
+def deactivate(path: Path) -> None:
+    os.setxattr(path, XATTR_DEACTIVATE, b"1")
+
+
+def fuseswap_world(source: str, point: Path) -> World:
+    """For `operations`: a mount of `source` at `point`, which the caller has made and unmounts."""
+
+    @contextmanager
+    def unmounted() -> Iterator[None]:
+        syscalls.unmount(point)
+        try:
+            yield
+        finally:
+            mount(source, point)
+
+    @contextmanager
+    def read_only() -> Iterator[None]:
+        syscalls.remount(point, read_only=True)
+        try:
+            yield
+        finally:
+            syscalls.remount(point, read_only=False)
+
+    return World(point, activate, deactivate, unmounted, read_only)
