@@ -14,9 +14,7 @@ from fuseswap.swap.rules import ENGINE_RULES, RULES, FileState, outcome_name
 def contract(_arguments: Any, _interrupts: Interrupts) -> Exit:
     """`fuseswap contract`."""
     say("What a file must be, in the order of swapon(2):\n")
-    rows = [
-        (check.step, errno.errorcode[check.errno], check.imposed_by, check.why) for check in ACTIVATION_CHECKS
-    ]
+    rows = [(check.step, errno.errorcode[check.errno], check.imposed_by, check.why) for check in ACTIVATION_CHECKS]
     say(columns(("check", "errno", "imposed by", "why"), rows))
     say("\nWhat may be done to it, as an ordinary and as an active file, in the kernel and here:\n")
     say(columns(("operation", "kernel", "kernel active", "here", "here active", "imposed by"), _rules()))

@@ -65,6 +65,11 @@ class _Creation:
         root = self._backend.root
         try:
             handle, _ = await self._backend.create(root, hidden, 0o600, True, self._caller)
+        except trio.Cancelled:
+            # The server may have made it all the same.
+            await self._remove(hidden)
+            raise
+        try:
             say(f"{self._shown}: writing {format_size(size)}")
             with progress(f"{os.fsdecode(self._name)}", size) as show:
                 await self._fill(handle, size, show)
@@ -85,9 +90,7 @@ class _Creation:
             return False
         handle, attributes = found
         if attributes.type is not FileType.REGULAR:
-            raise Failure(
-                f"{self._shown} exists and is not a regular file: choose another name", Exit.REFUSED
-            )
+            raise Failure(f"{self._shown} exists and is not a regular file: choose another name", Exit.REFUSED)
         page = await self._backend.read(handle, 0, PAGE_SIZE, self._caller)
         try:
             parse_header(page, attributes.size, regular=True)
@@ -150,7 +153,9 @@ class _Creation:
                 await self._backend.unlink(self._backend.root, hidden, self._caller)
             except OSError as error:
                 if error.errno != errno.ENOENT:
-                    warn(f"{self._shown}: {os.fsdecode(hidden)} stays beside it: {error.strerror}: remove it")
+                    warn(
+                        f"{self._shown}: {os.fsdecode(hidden)} stays beside it: {os.strerror(error.errno or errno.EIO)}: remove it"
+                    )
         if limit.cancelled_caught:
             warn(f"{self._shown}: the server does not answer: remove {os.fsdecode(hidden)} beside it later")
 
@@ -182,9 +187,7 @@ class _Creation:
 def _explain(error: OSError, shown: str) -> Failure:
     number = error.errno or errno.EIO
     if number in _FULL:
-        return Failure(
-            f"{shown}: disk full there ({os.strerror(number)}); nothing of it remains", Exit.SERVER
-        )
+        return Failure(f"{shown}: disk full there ({os.strerror(number)}); nothing of it remains", Exit.SERVER)
     if number in (errno.EACCES, errno.EPERM):
         return Failure(
             f"{shown}: the server refuses uid {os.getuid()} (root squash?): export it with no_root_squash, or name"

@@ -206,9 +206,7 @@ class _Demo:
                     self._restart_server()
         code = self.process.wait()
         if set(phases) != {"fill", "sequential", "random"}:
-            raise Failure(
-                f"demo: the process ended with {code} before it had read all its pages: pages were lost"
-            )
+            raise Failure(f"demo: the process ended with {code} before it had read all its pages: pages were lost")
         after, engine = swapped_pages(), self._words()
         self.proof = Proof(
             pages_out=after.out - before.out,

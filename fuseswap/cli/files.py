@@ -25,11 +25,7 @@ def mount(arguments: Any, interrupts: Interrupts) -> Exit:
     preflight.require_mounting()
     options = ",".join(arguments.options)
     present = mount_at(absolute(arguments.directory))
-    if (
-        present is not None
-        and present.type == FILESYSTEM_TYPE
-        and same_file(present.source, arguments.source)
-    ):
+    if present is not None and present.type == FILESYSTEM_TYPE and same_file(present.source, arguments.source):
         say(f"{arguments.source} is already mounted on {arguments.directory}")
         return Exit.DONE
     point = mounting.require_mountpoint(arguments.directory)

@@ -44,9 +44,7 @@ def require_mountpoint(directory: str) -> str:
             f"mount point {directory} is busy: something is mounted there{source}: fuseswap umount {directory}"
         )
     if entries:
-        raise Failure(
-            f"mount point {directory} is not empty: {entries[0]!r} would be hidden; use an empty directory"
-        )
+        raise Failure(f"mount point {directory} is not empty: {entries[0]!r} would be hidden; use an empty directory")
     return path
 
 
@@ -85,11 +83,7 @@ def start(source: str, mountpoint: str, options: str) -> None:
 
 def stop(mounted: Mount) -> None:
     """Unmount, and wait for the filesystem process to end. HostError if it is busy or hangs."""
-    found = [
-        process
-        for pid in _servers(mounted.mountpoint)
-        if (process := processes.find(pid, processes.FILESYSTEM))
-    ]
+    found = [process for pid in _servers(mounted.mountpoint) if (process := processes.find(pid, processes.FILESYSTEM))]
     try:
         unmount(mounted.mountpoint)
         for process in found:
@@ -107,21 +101,15 @@ def unmount_directory(directory: str) -> bool:
     path = absolute(directory)
     mounted = mount_at(path)
     if mounted is None:
-        hang = (
-            f"{directory}: looking it up takes longer than {_LOOK_SECONDS:g} s: it lies on a mount that hangs"
-        )
+        hang = f"{directory}: looking it up takes longer than {_LOOK_SECONDS:g} s: it lies on a mount that hangs"
         with contextlib.suppress(OSError):
-            mounted = mount_at(
-                call(lambda: os.path.realpath(directory, strict=True), what=hang, seconds=_LOOK_SECONDS)
-            )
+            mounted = mount_at(call(lambda: os.path.realpath(directory, strict=True), what=hang, seconds=_LOOK_SECONDS))
     if mounted is None:
         if not os.path.lexists(path):
             raise Failure(f"{directory} does not exist")
         return False
     if mounted.type != FILESYSTEM_TYPE:
-        raise Failure(
-            f"{directory} is not a fuseswap mount but {mounted.type} ({mounted.source}): umount {directory}"
-        )
+        raise Failure(f"{directory} is not a fuseswap mount but {mounted.type} ({mounted.source}): umount {directory}")
     stop(mounted)
     return True
 
@@ -138,9 +126,7 @@ def _servers(mountpoint: str) -> list[int]:
         for pid in processes.named(processes.FILESYSTEM):
             with contextlib.suppress(OSError):
                 text = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0")
-                if text == title or (
-                    text and title.startswith(text) and len(text) > len(processes.FILESYSTEM) + 8
-                ):
+                if text == title or (text and title.startswith(text) and len(text) > len(processes.FILESYSTEM) + 8):
                     found.append(pid)
         return found
 

@@ -59,9 +59,7 @@ def deactivate(name: str, *, force: bool) -> None:
         text = error.strerror if isinstance(error, OSError) else str(error)
         stays = f"{name}: this machine's mark stays in the file's header page: {text}"
         if not force:
-            raise Failure(
-                f"{stays}; bring the server back, or: fuseswap down --force {name}", Exit.SERVER
-            ) from None
+            raise Failure(f"{stays}; bring the server back, or: fuseswap down --force {name}", Exit.SERVER) from None
         warn(stays)
 
 

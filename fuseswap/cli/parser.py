@@ -32,9 +32,7 @@ def build_parser() -> Parser:
 
     def add(name: str, command: str, text: str) -> argparse.ArgumentParser:
         description = f"{text[0].upper()}{text[1:]}."
-        added = commands.add_parser(
-            name, help=text, description=description, epilog=_EXIT_CODES, allow_abbrev=False
-        )
+        added = commands.add_parser(name, help=text, description=description, epilog=_EXIT_CODES, allow_abbrev=False)
         added.set_defaults(command=command)
         return added
 
@@ -66,13 +64,9 @@ def _add_swap(add: _Add) -> None:
 
 
 def _add_activation(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--priority", type=_priority, metavar="N", help="0 to 32767, higher is used first (swapon(8))"
-    )
+    command.add_argument("--priority", type=_priority, metavar="N", help="0 to 32767, higher is used first (swapon(8))")
     command.add_argument("--name", type=_name, help="what to call it here (default: the file's name)")
-    command.add_argument(
-        "--steal", action="store_true", help="although another machine's mark is in the file"
-    )
+    command.add_argument("--steal", action="store_true", help="although another machine's mark is in the file")
 
 
 def _add_force(command: argparse.ArgumentParser) -> None:
@@ -85,9 +79,7 @@ def _add_files(add: _Add) -> None:
     mount = add("mount", "files:mount", "mount a source")
     mount.add_argument("source", metavar="SOURCE", help="nfs://HOST/EXPORT/PATH, file:///DIR or mem:SIZE")
     mount.add_argument("directory", metavar="DIR", help="an empty directory")
-    mount.add_argument(
-        "-o", metavar="OPTIONS", dest="options", action="append", default=[], help="as mount(8)"
-    )
+    mount.add_argument("-o", metavar="OPTIONS", dest="options", action="append", default=[], help="as mount(8)")
     mount.add_argument("-f", "--foreground", action="store_true", help="stay, and log to standard error")
 
     umount = add("umount", "files:umount", "unmount it (umount(8) does it too)")
@@ -110,12 +102,8 @@ def _add_reports(add: _Add) -> None:
     add("contract", "contract:contract", "print what an active swap file allows, and why")
 
     demo = add("demo", "demo:demo", "really swap to a private NFS server on this machine, with proof")
-    demo.add_argument(
-        "--size", type=_size, default=600 << 20, help="memory that is pushed out (default: 600M)"
-    )
-    demo.add_argument(
-        "--limit", type=_size, default=128 << 20, help="memory that the process may keep (default: 128M)"
-    )
+    demo.add_argument("--size", type=_size, default=600 << 20, help="memory that is pushed out (default: 600M)")
+    demo.add_argument("--limit", type=_size, default=128 << 20, help="memory that the process may keep (default: 128M)")
     demo.add_argument("--json", action="store_true", help="print one JSON object")
 
     bench = add("bench", "bench:bench", "measure the swap device on a private NFS server")

@@ -1,6 +1,7 @@
 """The cheap checks that come before the network and before anything is changed."""
 
 from fuseswap.host import machine
+from fuseswap.host.swap import swaps
 
 
 def require_mounting() -> None:
@@ -13,4 +14,4 @@ def require_swapping() -> None:
     """HostError unless this machine lets us swap."""
     require_mounting()
     machine.require_loop()
-    machine.require_swap()
+    swaps()

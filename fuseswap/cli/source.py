@@ -20,6 +20,7 @@ def split_file_url(url: str) -> tuple[str, str]:
     """
     try:
         parts = urlsplit(url)
+        _ = parts.port
     except ValueError as error:
         raise Failure(f"{url}: {error}", Exit.USAGE) from None
     if parts.scheme not in ("nfs", "file"):

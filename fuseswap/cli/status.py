@@ -107,8 +107,7 @@ def _engine(now: rundir.Snapshot, before: rundir.Snapshot | None) -> Report:
         },
         "counters": words,
         "log": [
-            {"time_ns": record.time_ns, "level": record.level.name.lower(), "text": record.text}
-            for record in now.log
+            {"time_ns": record.time_ns, "level": record.level.name.lower(), "text": record.text} for record in now.log
         ],
     }
 
@@ -187,8 +186,7 @@ def _engine_texts(report: Report) -> list[tuple[str, str]]:
             )
         )
     on, off = (
-        [text for name, text in _HARDENING.items() if engine["hardening"][name] is wanted]
-        for wanted in (True, False)
+        [text for name, text in _HARDENING.items() if engine["hardening"][name] is wanted] for wanted in (True, False)
     )
     return [
         *texts,

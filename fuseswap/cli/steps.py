@@ -29,9 +29,7 @@ class NotUndone(Exception):
         self.step = step
 
 
-def build(
-    steps: Sequence[Step], *, failed: Callable[[BaseException], None], shield: Callable[[], None]
-) -> None:
+def build(steps: Sequence[Step], *, failed: Callable[[BaseException], None], shield: Callable[[], None]) -> None:
     """Do every step in order.
 
     When one fails or is interrupted, `failed` is told once, and it and those before it are undone in reverse

@@ -36,9 +36,7 @@ def condition(name: str) -> Condition:
     """What the counters and the process table say of NAME."""
     counters = rundir.read_counters(name)
     if counters is None:
-        return Condition(
-            engine_alive=mount_at(str(rundir.engine_mountpoint(name))) is not None, connected=True
-        )
+        return Condition(engine_alive=mount_at(str(rundir.engine_mountpoint(name))) is not None, connected=True)
     return Condition(
         engine_alive=processes.is_running(counters.words["engine_pid"], processes.ENGINE),
         connected=not isinstance(counters.activation.target, NfsTarget) or bool(counters.words["connected"]),
@@ -68,10 +66,7 @@ def swap_off(name: str, *, force: bool) -> None:
         _abort(name, area.used_bytes)
     elif area.used_bytes:
         warn(f"{name}: its engine is dead: {_loss(area.used_bytes)}")
-    say(
-        f"{name}: swapoff {area.path}"
-        + (f", {format_size(area.used_bytes)} to bring back" * bool(area.used_bytes))
-    )
+    say(f"{name}: swapoff {area.path}" + (f", {format_size(area.used_bytes)} to bring back" * bool(area.used_bytes)))
     swapoff(area.path, _watcher(name, force))
 
 

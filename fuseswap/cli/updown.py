@@ -79,9 +79,7 @@ def on(arguments: Any, interrupts: Interrupts) -> Exit:
     url = join_url(located.mount.source, located.below)
     with _lock():
         if not _already(url):
-            _turn_on(
-                Plan(name, located.path, priority=arguments.priority, steal=arguments.steal), url, interrupts
-            )
+            _turn_on(Plan(name, located.path, priority=arguments.priority, steal=arguments.steal), url, interrupts)
     return Exit.DONE
 
 
@@ -106,9 +104,7 @@ def down(arguments: Any, _interrupts: Interrupts) -> Exit:
         names = rundir.names()
         if not arguments.all:
             wanted = arguments.name
-            names = tuple(
-                name for name in names if name == wanted or (is_url(wanted) and _is_called(name, wanted))
-            )
+            names = tuple(name for name in names if name == wanted or (is_url(wanted) and _is_called(name, wanted)))
         if not names:
             say("nothing is up" if arguments.all else f"{arguments.name} is not up")
         failures: list[tuple[str, Exception]] = []
@@ -186,9 +182,7 @@ def _locate(file: str) -> xattr.MountedFile:
     except OSError as error:
         raise Failure(f"{file}: {error.strerror}") from None
     if located is None:
-        raise Failure(
-            f"{file} does not lie on a fuseswap mount: fuseswap mount SOURCE DIR, or fuseswap up URL"
-        )
+        raise Failure(f"{file} does not lie on a fuseswap mount: fuseswap mount SOURCE DIR, or fuseswap up URL")
     return located
 
 

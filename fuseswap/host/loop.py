@@ -62,9 +62,7 @@ def attach(backing_file: str) -> LoopDevice:
     The kernel drops direct I/O silently where the file cannot do it, and swap through the page cache
     deadlocks: so loop/dio is read back (loop_update_dio in drivers/block/loop.c).
     """
-    path = run(
-        ["losetup", "--find", "--show", "--direct-io=on", "--sector-size", str(PAGE_SIZE), backing_file]
-    ).strip()
+    path = run(["losetup", "--find", "--show", "--direct-io=on", "--sector-size", str(PAGE_SIZE), backing_file]).strip()
     try:
         sysfs = Path("/sys/block", Path(path).name)
         if (sysfs / "loop/dio").read_text().strip() != "1":

@@ -70,9 +70,3 @@ def require_loop() -> None:
     """HostError if there are no loop devices."""
     if not Path("/dev/loop-control").exists():
         raise HostError("no loop devices: /dev/loop-control does not exist (modprobe loop)")
-
-
-def require_swap() -> None:
-    """HostError if the kernel was built without swap."""
-    if not Path("/proc/swaps").exists():
-        raise HostError("this kernel has no swap (CONFIG_SWAP): /proc/swaps does not exist")

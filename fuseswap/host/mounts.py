@@ -55,9 +55,7 @@ def mount_of(path: str, table: tuple[Mount, ...]) -> Mount | None:
     pure = PurePath(path)
     best: Mount | None = None
     for mount in table:
-        if pure.is_relative_to(mount.mountpoint) and (
-            best is None or len(mount.mountpoint) >= len(best.mountpoint)
-        ):
+        if pure.is_relative_to(mount.mountpoint) and (best is None or len(mount.mountpoint) >= len(best.mountpoint)):
             best = mount
     return best
 

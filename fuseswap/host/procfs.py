@@ -12,6 +12,6 @@ def unescape(text: str) -> str:
     return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), os.fsencode(text)))
 
 
-def read_table(path: str) -> str:
+def read_table(path: str | Path) -> str:
     """A table of /proc as text; bytes of names that are no text survive (os.fsencode gives them back)."""
     return os.fsdecode(Path(path).read_bytes())

@@ -5,6 +5,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from attrs import frozen
 
@@ -13,6 +14,7 @@ from fuseswap.host.procfs import read_table, unescape
 from fuseswap.swap.units import PAGE_SIZE
 
 PRIORITY_MAX = 32767
+SWAPS = Path("/proc/swaps")
 _BLANKS = re.compile(r"[ \t]+")
 _DELETED = " (deleted)"
 _WATCH_SECONDS = 0.25
@@ -42,9 +44,9 @@ def parse_swaps(text: str) -> tuple[SwapArea, ...]:
 def swaps() -> tuple[SwapArea, ...]:
     """The active swap areas. HostError if the kernel has no swap."""
     try:
-        return parse_swaps(read_table("/proc/swaps"))
+        return parse_swaps(read_table(SWAPS))
     except FileNotFoundError:
-        raise HostError("this kernel has no swap (CONFIG_SWAP): /proc/swaps does not exist") from None
+        raise HostError(f"this kernel has no swap (CONFIG_SWAP): {SWAPS} does not exist") from None
 
 
 def swap_area(path: str) -> SwapArea | None:

@@ -29,9 +29,7 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize(
-    "text", ["", "G", "-1G", "1X", "1 G", "0x10", "1.5", "1,5G", "1e9", "nan", "9999999E"]
-)
+@pytest.mark.parametrize("text", ["", "G", "-1G", "1X", "1 G", "0x10", "1.5", "1,5G", "1e9", "nan", "9999999E"])
 def test_not_a_size(text: str) -> None:
     with pytest.raises(ValueError, match="size"):
         parse_size(text)
