@@ -304,6 +304,9 @@ class Engine:
         reserve = self._reserve
         for request in requests:
             if request.unique == 0:
+                # A READ's pieces are gone with the next reply, and the WRITE that follows needs them.
+                if request.pieces:
+                    request.memory[:] = b"".join(request.pieces)
                 del self._probes[id(request)]
                 continue
             length = request.length
