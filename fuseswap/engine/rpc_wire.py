@@ -83,6 +83,11 @@ class BadRecord(ValueError):
     """Bytes that are no RPC reply."""
 
 
+# As plain integers: looking up an enumeration's member costs 0.15 us in Python 3.11.
+_FILE_SYNC: Final = int(Stable.FILE_SYNC)
+_ACCEPT_MAX: Final = int(RpcVerdict.SYSTEM_ERR)
+
+
 def opaque(data: bytes) -> bytes:
     """XDR variable-length opaque (RFC 4506 4.10)."""
     return _WORD.pack(len(data)) + data + bytes(-len(data) % 4)
@@ -126,7 +131,7 @@ class CallTemplates:
     def fill_write(self, header: bytearray, xid: int, offset: int, count: int) -> None:
         """Make `header` a FILE_SYNC WRITE of `count` bytes, a multiple of 4, that follow it in the stream."""
         _TWO_WORDS.pack_into(header, 0, LAST_FRAGMENT | self.write_header_bytes - 4 + count, xid)
-        _WRITE_ARGUMENTS.pack_into(header, self._arguments, offset, count, Stable.FILE_SYNC, count)
+        _WRITE_ARGUMENTS.pack_into(header, self._arguments, offset, count, _FILE_SYNC, count)
 
 
 def parse_reply(data: memoryview, start: int, end: int) -> tuple[int, int, int]:
@@ -135,7 +140,7 @@ def parse_reply(data: memoryview, start: int, end: int) -> tuple[int, int, int]:
         raise BadRecord(f"a reply of {end - start} bytes")
     if end - start >= _REPLY.size:
         xid, kind, denied, _flavor, verifier_bytes, accept = _REPLY.unpack_from(data, start)
-        if kind == 1 and not denied and not verifier_bytes and accept <= RpcVerdict.SYSTEM_ERR:
+        if kind == 1 and not denied and not verifier_bytes and accept <= _ACCEPT_MAX:
             return xid, accept, start + _REPLY.size
     return _parse_rare_reply(data, start, end)
 
@@ -180,7 +185,7 @@ def parse_write_result(data: memoryview, start: int, end: int) -> tuple[int, int
     if end - position < 16:
         raise BadRecord("a WRITE reply ends early")
     count, committed = _TWO_WORDS.unpack_from(data, position)
-    if committed > Stable.FILE_SYNC:
+    if committed > _FILE_SYNC:
         raise BadRecord(f"stable_how {committed}")
     return 0, count, committed
 
@@ -236,19 +241,23 @@ class RecordBuffer:
 
     def reset(self) -> None:
         """Forget the stream: a new connection begins."""
+        # [_start, _start + _joined): fragments joined so far. [_mark, _end): received and not looked at yet.
         self._start = 0
-        self._end = 0
         self._joined = 0
+        self._mark = 0
+        self._end = 0
 
     def room(self) -> memoryview:
         """Memory for the bytes that come next; never empty."""
-        start, end = self._start, self._end
-        if start == end:
-            self._start = self._end = start = end = 0
-        elif start and len(self.memory) - start < self._record_bytes_max + 4:
-            self.memory[: end - start] = self.memory[start:end]
-            self._start, self._end = 0, end - start
-        return self.memory[self._end :]
+        memory = self.memory
+        start, joined, mark, end = self._start, self._joined, self._mark, self._end
+        if not joined and mark == end:
+            self._start = self._mark = self._end = 0
+        elif mark and len(memory) - mark < self._record_bytes_max + 4 - joined:
+            memory[:joined] = memory[start : start + joined]
+            memory[joined : joined + end - mark] = memory[mark:end]
+            self._start, self._mark, self._end = 0, joined, joined + end - mark
+        return memory[self._end :]
 
     def received(self, count: int) -> None:
         """`count` bytes have been put at the start of what `room` returned."""
@@ -263,27 +272,26 @@ class RecordBuffer:
         """
         memory = self.memory
         while True:
-            mark_at = self._start + self._joined
-            if self._end - mark_at < 4:
+            data = self._mark + 4
+            if self._end < data:
                 return None
-            (mark,) = _WORD.unpack_from(memory, mark_at)
+            (mark,) = _WORD.unpack_from(memory, self._mark)
             length = mark & ~LAST_FRAGMENT
-            if self._joined + length > self._record_bytes_max:
-                raise BadRecord(f"a record of {self._joined + length} bytes or more")
-            fragment_end = mark_at + 4 + length
-            if self._end < fragment_end:
+            joined = self._joined
+            if joined + length > self._record_bytes_max:
+                raise BadRecord(f"a record of {joined + length} bytes or more")
+            if self._end < data + length:
                 return None
-            if mark & LAST_FRAGMENT and not self._joined:
-                self._start = fragment_end
-                return mark_at + 4, fragment_end
-            # A fragment's bytes move over its own mark: what is joined so far lies at _start without marks.
-            memory[mark_at : self._end - 4] = memory[mark_at + 4 : self._end]
-            self._end -= 4
-            self._joined += length
+            self._mark = data + length
+            if mark & LAST_FRAGMENT and not joined:
+                self._start = self._mark
+                return data, self._mark
             if not mark & LAST_FRAGMENT and not length:
                 raise BadRecord("an empty fragment that is not the last")
+            start = self._start if joined else data
+            if joined:
+                memory[start + joined : start + joined + length] = memory[data : data + length]
             if mark & LAST_FRAGMENT:
-                record = self._start, self._start + self._joined
-                self._start += self._joined
-                self._joined = 0
-                return record
+                self._start, self._joined = self._mark, 0
+                return start, start + joined + length
+            self._start, self._joined = start, joined + length
