@@ -48,6 +48,17 @@ SPIN_CREDIT_MAX: Final = 8
 PROBE_STEP_NS: Final = 10_000_000
 
 _TRANSFER_HEADER_BYTES: Final = 80
+
+# As plain integers: looking up an enumeration's member costs 0.15 us in Python 3.11, eight times per page.
+_READ: Final = int(Opcode.READ)
+_WRITE: Final = int(Opcode.WRITE)
+_READS: Final = int(Word.READS)
+_READ_BYTES: Final = int(Word.READ_BYTES)
+_WRITES: Final = int(Word.WRITES)
+_WRITE_BYTES: Final = int(Word.WRITE_BYTES)
+_READ_CALLS: Final = int(Word.READ_CALLS)
+_WRITE_CALLS: Final = int(Word.WRITE_CALLS)
+_REQUESTS_HIGH: Final = int(Word.REQUESTS_HIGH)
 _GONE: Final = (errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN)
 
 
@@ -179,6 +190,7 @@ class Engine:
         words[Word.CALLS_IN_FLIGHT_HIGH] = plug.in_flight_max
         words[Word.COVERED_READS] = plug.covered_reads
         words[Word.MERGED] = plug.merged + plug.joined
+        words[Word.SHORT_REPLIES] = plug.short_replies
         words[Word.RESERVE_PAGES_USED] = self._reserve.used_pages
         words[Word.RESERVE_PAGES_HIGH] = self._reserve.used_pages_max
 
@@ -221,7 +233,7 @@ class Engine:
                     self._readable = False
                     return
                 continue
-            if size >= _TRANSFER_HEADER_BYTES and self._header[4] in (Opcode.READ, Opcode.WRITE):
+            if size >= _TRANSFER_HEADER_BYTES and _READ <= self._header[4] <= _WRITE:
                 self._take_transfer(size)
                 if not plug.in_flight:
                     self._dispatch()
@@ -230,7 +242,7 @@ class Engine:
 
     def _take_transfer(self, size: int) -> None:
         length, opcode, unique, node, handle, offset, count, _flags = TRANSFER_IN.unpack_from(self._header)
-        is_write = opcode == Opcode.WRITE
+        is_write = opcode == _WRITE
         whole = size == length == (_TRANSFER_HEADER_BYTES + count if is_write else _TRANSFER_HEADER_BYTES)
         file = self._file
         if not whole or opcode > 0xFF:
@@ -248,10 +260,9 @@ class Engine:
         self._reply(wire.error_answer(unique, refusal))
 
     def _accept(self, unique: int, is_write: bool, offset: int, count: int) -> None:
-        words = self._words
         self._requests += 1
-        if self._requests > words[Word.REQUESTS_HIGH]:
-            words[Word.REQUESTS_HIGH] = self._requests
+        if self._requests > self._words[_REQUESTS_HIGH]:
+            self._words[_REQUESTS_HIGH] = self._requests
         pages = count // PAGE_SIZE
         request = Request(unique, is_write, offset, count, self._arena)
         extent = (
@@ -293,7 +304,7 @@ class Engine:
         target = self._target
         words = self._words
         while (call := plug.next_call()) is not None:
-            words[Word.WRITE_CALLS if call.is_write else Word.READ_CALLS] += 1
+            words[_WRITE_CALLS if call.is_write else _READ_CALLS] += 1
             target.send(call)
         target.flush()
 
@@ -314,13 +325,13 @@ class Engine:
                 words[Word.WRITE_ERRORS if request.is_write else Word.READ_ERRORS] += 1
                 self._reply(wire.error_answer(request.unique, request.error))
             elif request.is_write:
-                words[Word.WRITES] += 1
-                words[Word.WRITE_BYTES] += length
+                words[_WRITES] += 1
+                words[_WRITE_BYTES] += length
                 WRITE_ANSWER.pack_into(self._write_out, 0, WRITE_ANSWER.size, 0, request.unique, length, 0)
                 self._reply(self._write_out)
             else:
-                words[Word.READS] += 1
-                words[Word.READ_BYTES] += length
+                words[_READS] += 1
+                words[_READ_BYTES] += length
                 OUT_HEADER.pack_into(self._out, 0, OUT_HEADER.size + length, 0, request.unique)
                 self._reply(self._out, request.pieces)
             assert request.extent is not None

@@ -60,6 +60,10 @@ KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socke
 
 _WAITING, _CONNECTING, _UP = range(3)
 
+# As plain integers: looking up an enumeration's member costs 0.15 us in Python 3.11.
+_FILE_SYNC: Final = int(Stable.FILE_SYNC)
+_REPLY_NS: Final = int(Word.REPLY_NS)
+
 
 class Transport:
     """Sends the plug's calls to one file on one server and tells the plug what came of them."""
@@ -205,7 +209,7 @@ class Transport:
             return
         if call.stream_end > self._stream_sent:
             raise BadRecord("a reply to a call that has not been sent")
-        now = self._words[Word.REPLY_NS] = time.monotonic_ns()
+        now = self._words[_REPLY_NS] = time.monotonic_ns()
         if verdict:
             self._rejected(call, verdict, now)
         elif call.is_write:
@@ -214,11 +218,10 @@ class Transport:
                 self._nfs_error(call, status, now)
             elif count > call.length:
                 raise BadRecord(f"{count} bytes written of {call.length}")
-            elif committed != Stable.FILE_SYNC:
+            elif committed != _FILE_SYNC:
                 self._unstable(call, now)
             else:
                 self._forget(call)
-                self._words[Word.SHORT_REPLIES] += count < call.length
                 self._answer(self._plug.wrote(call, count))
         else:
             status, position, length, eof = parse_read_result(memory, position, end)
@@ -228,7 +231,6 @@ class Transport:
                 raise BadRecord(f"{length} bytes read of {call.length}")
             else:
                 self._forget(call)
-                self._words[Word.SHORT_REPLIES] += length < call.length
                 self._answer(self._plug.fetched(call, memory[position : position + length], eof))
 
     def _forget(self, call: Call) -> None:
