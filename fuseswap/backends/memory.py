@@ -96,8 +96,8 @@ class MemoryBackend:
         existing = self._directory(parent, caller, os.X_OK).names.get(_checked(name))
         if existing is not None and not exclusive:
             attributes = self._inode(existing.handle).attributes
-            if attributes.type is FileType.DIRECTORY:
-                _fail(errno.EISDIR)
+            if attributes.type is not FileType.REGULAR:
+                _fail(errno.EEXIST)
             return existing.handle, attributes
         return self._make(parent, name, FileType.REGULAR, mode, caller)
 
@@ -122,9 +122,11 @@ class MemoryBackend:
         inode = self._inode(handle)
         if inode.attributes.type is FileType.DIRECTORY:
             _fail(errno.EPERM)
-        directory = self._directory(parent, caller, os.W_OK | os.X_OK)
+        directory = self._directory(parent, caller, os.X_OK)
         if _checked(name) in directory.names:
             _fail(errno.EEXIST)
+        if not permits(directory.attributes, caller, os.W_OK):
+            _fail(errno.EACCES)
         self._enter(directory, name, handle)
         inode.attributes = evolve(inode.attributes, nlink=inode.attributes.nlink + 1, ctime_ns=time.time_ns())
         return inode.attributes
@@ -145,6 +147,7 @@ class MemoryBackend:
     async def rename(
         self, old_parent: Handle, old_name: bytes, new_parent: Handle, new_name: bytes, caller: Caller
     ) -> None:
+        self._inode(new_parent)
         source, moved = self._victim(old_parent, old_name, caller)
         target = self._directory(new_parent, caller, os.W_OK | os.X_OK)
         existing = target.names.get(_checked(new_name))
@@ -233,10 +236,12 @@ class MemoryBackend:
         return inode
 
     def _victim(self, parent: Handle, name: bytes, caller: Caller) -> tuple[_Inode, Handle]:
-        directory = self._directory(parent, caller, os.W_OK | os.X_OK)
+        directory = self._directory(parent, caller, os.X_OK)
         entry = directory.names.get(_checked(name))
         if entry is None:
             _fail(errno.ENOENT)
+        if not permits(directory.attributes, caller, os.W_OK):
+            _fail(errno.EACCES)
         if not may_remove(directory.attributes, self._inodes[entry.handle].attributes, caller):
             _fail(errno.EPERM)
         return directory, entry.handle

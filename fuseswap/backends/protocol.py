@@ -138,7 +138,10 @@ class Backend(Protocol):
     async def create(
         self, parent: Handle, name: bytes, mode: int, exclusive: bool, caller: Caller
     ) -> tuple[Handle, Attributes]:
-        """A regular file; an existing one is returned as it is, or EEXIST if `exclusive`."""
+        """A regular file; an existing one is returned as it is, or EEXIST if `exclusive`.
+
+        EEXIST, EISDIR or EINVAL where something else than a regular file has the name.
+        """
         ...
 
     async def mkdir(self, parent: Handle, name: bytes, mode: int, caller: Caller) -> tuple[Handle, Attributes]: ...

@@ -12,6 +12,7 @@ from typing import Final
 import pyfuse3
 import trio
 
+from fuseswap.backends.groups import first_error
 from fuseswap.backends.protocol import Backend
 from fuseswap.backends.source import open_source
 from fuseswap.filesystem.active import ROOT, ActiveFiles
@@ -36,10 +37,8 @@ def run(source: str, mountpoint: str, options: MountOptions, ready: Callable[[],
     `ready` is called once the mount answers. Errors before that: SourceError, or OSError with one line of text.
     """
     _check_mountpoint(mountpoint)
-    try:
+    with first_error():
         trio.run(_serve, source, mountpoint, options, ready)
-    except BaseExceptionGroup as group:
-        raise _only(group) from None
 
 
 async def _serve(source: str, mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
@@ -97,11 +96,3 @@ def _check_mountpoint(mountpoint: str) -> None:
         os.close(os.open(mountpoint, os.O_PATH | os.O_DIRECTORY))
     except OSError as error:
         raise OSError(error.errno, f"{mountpoint}: {error.strerror}") from None
-
-
-def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first exception of nested groups: what was wrong first."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

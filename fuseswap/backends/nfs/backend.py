@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 import trio
 
+from fuseswap.backends.groups import first_error
 from fuseswap.backends.nfs import codec
 from fuseswap.backends.nfs.client import Client
 from fuseswap.backends.nfs.codec import Call, Created, Limits
@@ -54,17 +55,18 @@ async def open_nfs(source: str) -> AsyncIterator["NfsBackend"]:
     caller = Caller(os.getuid() if url.uid is None else url.uid, os.getgid() if url.gid is None else url.gid)
     mounted = await mount(url, caller)
     client = Client(mounted.addresses, mounted.connection)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(client.run)
-        try:
-            backend = await _introduce(url, caller, mounted, client)
-            client.reconnected = lambda: nursery.start_soon(backend.settle)
-            yield backend
-            # Close and fsync have their promises already; this is for who did neither.
-            with trio.move_on_after(_FAREWELL_SECONDS):
-                await backend.settle()
-        finally:
-            nursery.cancel_scope.cancel()
+    with first_error():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.run)
+            try:
+                backend = await _introduce(url, caller, mounted, client)
+                client.reconnected = lambda: nursery.start_soon(backend.settle)
+                yield backend
+                # Close and fsync have their promises already; this is for who did neither.
+                with trio.move_on_after(_FAREWELL_SECONDS):
+                    await backend.settle()
+            finally:
+                nursery.cancel_scope.cancel()
 
 
 async def _introduce(url: NfsUrl, caller: Caller, mounted: Mounted, client: Client) -> "NfsBackend":
