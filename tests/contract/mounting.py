@@ -1,5 +1,6 @@
 """A fuseswap mount for the tests, and a file on it made swap as `fuseswap on` makes it, without an engine."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from fuseswap.swap.target import ActivationRequest
 from fuseswap.swap.units import XATTR_ACTIVATE, XATTR_DEACTIVATE
 from tests.contract import syscalls
 from tests.contract.operations import World
+from tests.kit.wait import wait_until
 
 REQUEST = json.dumps(asdict(ActivationRequest("contract-test", "this-boot"))).encode()
 
@@ -21,6 +23,27 @@ REQUEST = json.dumps(asdict(ActivationRequest("contract-test", "this-boot"))).en
 def mount(source: str, point: Path) -> None:
     command = [sys.executable, "-m", "fuseswap", "mount", source, str(point)]
     subprocess.run(command, check=True, timeout=30, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+@contextmanager
+def mounted(source: str, point: Path) -> Iterator[None]:
+    """A mount that is gone afterwards, and its process too. What hangs is left to the fixture of `point`."""
+    mount(source, point)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            syscalls.unmount(point)
+        wait_until(lambda: not _is_served(point), seconds=10, what=f"the end of the filesystem on {point}")
+
+
+def _is_served(point: Path) -> bool:
+    title = f"fuseswap-filesystem {point}".encode()
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if cmdline.read_bytes().rstrip(b" \0") == title:
+                return True
+    return False
 
 
 def activate(path: Path) -> None:

@@ -4,6 +4,7 @@ import mmap
 import os
 import shutil
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from errno import ENOSYS, EPERM
@@ -20,7 +21,7 @@ from fuseswap.swap.target import Activation, MemoryTarget
 from fuseswap.swap.units import PAGE_SIZE
 from tests.contract import syscalls
 from tests.contract.operations import descriptor
-from tests.kit.rescue import Leftovers
+from tests.kit.rescue import Leftovers, loop_devices
 from tests.kit.wait import wait_until
 
 SIZE_BYTES = 64 * PAGE_SIZE
@@ -141,3 +142,24 @@ def test_opcodes_that_no_system_call_sends() -> None:
         assert answer is not None
         assert struct.unpack_from("<IiQ", answer) == (16, -table["everything else"], 7)
     assert file.write_handle == 0
+
+
+def test_a_second_loop_device(private_file: Path) -> None:
+    """The kernel attaches as many loop devices to a file as one likes; here the second gets no write handle."""
+    attach = ["losetup", "--find", "--show", "--direct-io=on", "--sector-size", str(PAGE_SIZE), str(private_file)]
+
+    first = subprocess.run(attach, check=True, timeout=30, capture_output=True, text=True).stdout.strip()
+    try:
+        second = subprocess.run(attach, check=False, timeout=30, capture_output=True, text=True)
+        assert second.returncode != 0
+        assert "Text file busy" in second.stderr
+        # The first goes on.
+        with descriptor(Path(first), os.O_RDWR | os.O_DIRECT) as device, mmap.mmap(-1, PAGE_SIZE) as page:
+            page[:] = os.urandom(PAGE_SIZE)
+            written = page[:]
+            os.pwritev(device, [page], PAGE_SIZE)
+            assert os.preadv(device, [page], PAGE_SIZE) == PAGE_SIZE
+            assert page[:] == written
+    finally:
+        subprocess.run(["losetup", "--detach", first], check=True, timeout=30)
+        wait_until(lambda: first not in loop_devices(), seconds=10, what=f"the end of {first}")
