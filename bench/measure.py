@@ -106,9 +106,7 @@ def fio(device: str, pattern: Pattern, seconds: float, size_bytes: int) -> Sampl
     output, cpu_seconds = _with_cpu_time(lambda: run(command, seconds=seconds + OVERTIME_SECONDS_MAX))
     result = json.loads(output)["jobs"][0][kind]
     percentiles = {float(key): value / 1e3 for key, value in result["lat_ns"]["percentile"].items()}
-    return Sample(
-        result["iops"], percentiles[50.0], percentiles[99.0], cpu_seconds / (result["io_bytes"] / GIB)
-    )
+    return Sample(result["iops"], percentiles[50.0], percentiles[99.0], cpu_seconds / (result["io_bytes"] / GIB))
 
 
 def swap(name: str, limit_bytes: int, hog_bytes: int, touches: int) -> SwapSample:

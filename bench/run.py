@@ -96,9 +96,7 @@ def measure_io(
         for number in range(options.rounds):
             for pattern in patterns:
                 console.print(f"round {number + 1} of {options.rounds}: {pattern.name}", highlight=False)
-                samples[pattern].append(
-                    {name: measure(pattern, options.seconds) for name, measure in measures.items()}
-                )
+                samples[pattern].append({name: measure(pattern, options.seconds) for name, measure in measures.items()})
     return samples
 
 
@@ -148,9 +146,7 @@ def median_of(samples: Sequence[Any], field: str) -> float:
     return float(statistics.median(getattr(sample, field) for sample in samples))
 
 
-def io_summary(
-    samples: dict[Pattern, list[dict[str, Sample]]], sides: Sequence[Side]
-) -> list[dict[str, Any]]:
+def io_summary(samples: dict[Pattern, list[dict[str, Sample]]], sides: Sequence[Side]) -> list[dict[str, Any]]:
     """One entry per pattern and side: medians over the rounds, and the median ratios to the limit's."""
     entries = []
     for pattern, rounds in samples.items():

@@ -94,9 +94,7 @@ def reports(stream: IO[str], *, silence_seconds_max: float | None = None) -> Ite
 class Hog:
     """The memory itself. `report` is called about ten times a second, and once when a phase has ended."""
 
-    def __init__(
-        self, size_bytes: int, *, seed: int, generations: int, report: Callable[[Report], None]
-    ) -> None:
+    def __init__(self, size_bytes: int, *, seed: int, generations: int, report: Callable[[Report], None]) -> None:
         self.pages = size_bytes // PAGE_SIZE
         self.memory = mmap.mmap(-1, self.pages * PAGE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError):  # EINVAL: a kernel without huge pages

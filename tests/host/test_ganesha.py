@@ -86,9 +86,7 @@ def test_an_unprivileged_source_port_can_be_refused(make_nfs_server: Callable[..
     getattr_procedure, privileged_port = 1, free_privileged_port()
 
     assert rpc.call(server.nfs_port, NFS_PROGRAM, getattr_procedure, open_root)
-    assert rpc.call(
-        server.nfs_port, NFS_PROGRAM, getattr_procedure, secure_root, source_port=privileged_port
-    )
+    assert rpc.call(server.nfs_port, NFS_PROGRAM, getattr_procedure, secure_root, source_port=privileged_port)
     with pytest.raises(rpc.Rejected):
         rpc.call(server.nfs_port, NFS_PROGRAM, getattr_procedure, secure_root)
 
@@ -130,9 +128,7 @@ def test_a_server_that_cannot_start_says_why(disk_dir: Path) -> None:
             second.start()
 
 
-def test_a_machine_without_nfs_ganesha_is_told_what_to_install(
-    disk_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_without_nfs_ganesha_is_told_what_to_install(disk_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(disk_dir))
 
     with pytest.raises(HostError, match="apt-get install nfs-ganesha"):

@@ -55,7 +55,10 @@ def test_memory_as_it_was_written_is_right() -> None:
 def test_a_page_swapped_with_another_is_found_and_named() -> None:
     hog, recorder = small_hog()
     hog.fill(1)
-    hog.memory[page_slice(3)], hog.memory[page_slice(9)] = hog.memory[page_slice(9)], hog.memory[page_slice(3)]
+    hog.memory[page_slice(3)], hog.memory[page_slice(9)] = (
+        hog.memory[page_slice(9)],
+        hog.memory[page_slice(3)],
+    )
 
     assert last_wrong(hog, recorder, 1) == (
         WrongPage(3 * PAGE_SIZE, "page 9 of generation 1"),
@@ -121,9 +124,7 @@ def test_every_wrong_page_counts_and_the_first_are_listed() -> None:
 
 
 def test_the_program_reports_each_phase_and_exits_0() -> None:
-    with subprocess.Popen(
-        hog.command(MIB, touches=50, generations=2), stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(hog.command(MIB, touches=50, generations=2), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         ended = [report for report in hog.reports(process.stdout) if report.ended]
 

@@ -35,9 +35,7 @@ def receive_record(connection: socket.socket) -> bytes:
             return record
 
 
-def call(
-    port: int, program: int, procedure: int, arguments: bytes = b"", *, source_port: int | None = None
-) -> bytes:
+def call(port: int, program: int, procedure: int, arguments: bytes = b"", *, source_port: int | None = None) -> bytes:
     """One call to loopback on a connection of its own; the results. Errors: Rejected, OSError."""
     source = ("", source_port) if source_port is not None else None
     with socket.create_connection(("127.0.0.1", port), timeout=5, source_address=source) as connection:
