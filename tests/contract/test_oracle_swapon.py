@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from fuseswap.swap.activation import DataRange, FileFacts, check_report, swap_activate
 from fuseswap.swap.errors import ContractError
 from fuseswap.swap.extents import Mapping
-from fuseswap.swap.header import SwapHeader, format_header
+from fuseswap.swap.header import ByteOrder, SwapHeader, format_header
 from fuseswap.swap.units import PAGE_SIZE
 from tests.contract import syscalls
 from tests.contract.conftest import NativeFilesystem
@@ -145,7 +145,8 @@ def headers(draw: st.DrawFn, pages: int) -> bytes:
     last_page = draw(st.one_of(st.integers(1, max(1, pages - 1)), st.integers(0, pages + 1)))
     match draw(st.sampled_from(["right", "right", "right", "raw", "raw", "signature", "none"])):
         case "right":
-            order = draw(st.sampled_from(["little", "big"]))
+            orders: list[ByteOrder] = ["little", "big"]
+            order = draw(st.sampled_from(orders))
             return format_header(SwapHeader(max(last_page, 1), label=b"oracle", byte_order=order))
         case "raw":
             version = draw(st.sampled_from([1, 1, 1, 0, 2, 0x01000000]))
