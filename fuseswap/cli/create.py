@@ -153,9 +153,8 @@ class _Creation:
                 await self._backend.unlink(self._backend.root, hidden, self._caller)
             except OSError as error:
                 if error.errno != errno.ENOENT:
-                    warn(
-                        f"{self._shown}: {os.fsdecode(hidden)} stays beside it: {os.strerror(error.errno or errno.EIO)}: remove it"
-                    )
+                    why = os.strerror(error.errno or errno.EIO)
+                    warn(f"{self._shown}: {os.fsdecode(hidden)} stays beside it ({why}): remove it")
         if limit.cancelled_caught:
             warn(f"{self._shown}: the server does not answer: remove {os.fsdecode(hidden)} beside it later")
 

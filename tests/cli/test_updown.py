@@ -1,0 +1,275 @@
+"""`up`, `down`, `on`, `off` with the real parts: loop devices, swap, engines, nfs-ganesha."""
+
+import errno
+import json
+import os
+import secrets
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fuseswap.cli import swapping_off
+from fuseswap.cli.main import main
+from fuseswap.host import processes, rundir
+from fuseswap.host.ganesha import GaneshaServer
+from fuseswap.host.loop import loop_device_of
+from fuseswap.host.swap import PRIORITY_MAX, SwapArea, swap_area
+from fuseswap.swap.header import read_mark
+from tests.cli.command import Result, finish, fuseswap, start
+from tests.cli.swapped import PAGES, compare, is_clean, kill, server_process, swapped_process
+from tests.kit.rescue import Leftovers
+from tests.kit.wait import wait_until
+
+pytestmark = pytest.mark.swap
+
+SIZE = "16M"
+STAGES = ["mounting", "activating", "starting the engine", "with direct I/O", "of swap on"]
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    """A name of this test's own, of which nothing is left at the end."""
+    name = f"t-{secrets.token_hex(4)}"
+    yield name
+    Leftovers.of(rundir.directory(name)).free()
+    if rundir.directory(name).exists():
+        fuseswap("down", "--force", name)
+
+
+def up(url: str, *more: str) -> Result:
+    return fuseswap("up", url, "--size", SIZE, "--priority", str(PRIORITY_MAX), *more)
+
+
+def area_of(name: str) -> SwapArea | None:
+    device = loop_device_of(str(rundir.engine_file(name)))
+    return swap_area(device.path) if device is not None else None
+
+
+def mark_in(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return read_mark(stream.read(4096)) is not None
+
+
+def test_up_twice_and_down_twice(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
+    url = nfs_server.url(f"{nfs_dir.name}/{name}")
+    result = up(url)
+    assert (result.code, result.errors) == (0, "")
+    area = area_of(name)
+    assert area is not None
+    assert (area.size_bytes, area.priority) == ((16 << 20) - 4096, PRIORITY_MAX)
+    assert (nfs_dir / name).stat().st_mode & 0o777 == 0o600
+    assert mark_in(nfs_dir / name)
+    with swapped_process() as process:
+        again = up(url)
+        assert again.code == 0
+        assert f"already swapping to {url}" in again.output
+        report = json.loads(fuseswap("status", "--json").output)["swap"]
+        (mine,) = (entry for entry in report if entry["name"] == name)
+        assert mine["state"] == "active"
+        assert mine["source"] == url
+        assert mine["used_bytes"] >= PAGES * 4096
+        assert mine["counters"]["write_bytes"] >= PAGES * 4096
+        assert mine["server"]["connected"]
+        text = fuseswap("status", "-v").output
+        assert f"{name}: {url}" in text
+        down = fuseswap("down", url)
+        assert (down.code, down.errors) == (0, "")
+        assert is_clean(name)
+        assert not mark_in(nfs_dir / name)
+        assert compare(process) == "same"
+    assert fuseswap("down", name).code == 0
+
+
+def test_on_and_off(nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path, name: str) -> None:
+    assert fuseswap("mount", nfs_server.url(nfs_dir.name), mount_point).code == 0
+    file = mount_point / name
+    assert fuseswap("create", nfs_server.url(f"{nfs_dir.name}/{name}"), "--size", SIZE).code == 0
+    assert fuseswap("check", file).code == 0
+    assert fuseswap("on", file, "--priority", str(PRIORITY_MAX)).code == 0
+    assert area_of(name) is not None
+    assert "already swapping" in fuseswap("on", file).output
+    busy = fuseswap("check", file)
+    assert busy.code == 3
+    assert "is an active swap file (EBUSY)" in busy.line
+    with file.open("r+b") as stream, pytest.raises(OSError, match="busy") as caught:
+        os.write(stream.fileno(), b"x")
+    assert caught.value.errno == errno.ETXTBSY
+    with swapped_process() as process:
+        assert fuseswap("off", file).code == 0
+        assert compare(process) == "same"
+    assert is_clean(name)
+    with file.open("r+b") as stream:
+        os.pwrite(stream.fileno(), b"x", 8192)
+    assert fuseswap("off", file).code == 0
+    assert fuseswap("umount", mount_point).code == 0
+
+
+def test_two_at_once(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
+    url = nfs_server.url(f"{nfs_dir.name}/{name}")
+    assert fuseswap("create", url, "--size", SIZE).code == 0
+    started = [start("up", url) for _ in range(2)]
+    results = [finish(process) for process in started]
+    assert [result.code for result in results] == [0, 0], results
+    assert sum("already swapping" in result.output for result in results) == 1
+    started = [start("down", name) for _ in range(2)]
+    assert [finish(process).code for process in started] == [0, 0]
+    assert is_clean(name)
+
+
+def test_a_name_that_is_taken(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
+    assert up(nfs_server.url(f"{nfs_dir.name}/{name}")).code == 0
+    other = up(nfs_server.url(f"{nfs_dir.name}/other"), "--name", name)
+    assert other.code == 1
+    assert "choose another name with --name" in other.line
+    assert fuseswap("down", name).code == 0
+    assert is_clean(name)
+
+
+def stop_at(stage: str, url: str, number: signal.Signals) -> Result:
+    """`up`, and a signal when it says that it has come to `stage`."""
+    process = start("up", url, "--size", SIZE)
+    assert process.stdout is not None
+    said = ""
+    while stage not in said:
+        said = process.stdout.readline()
+        assert said, f"up ended before {stage}"
+    process.send_signal(number)
+    return finish(process)
+
+
+@pytest.mark.parametrize("stage", STAGES[:-1])
+def test_an_interrupted_up_leaves_nothing(stage: str, nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
+    url = nfs_server.url(f"{nfs_dir.name}/{name}")
+    number = signal.SIGINT if stage == "mounting" else signal.SIGTERM
+    result = stop_at(stage, url, number)
+    assert result.code == 1
+    assert result.line == f"interrupted by {number.name}"
+    assert is_clean(name)
+    assert not mark_in(nfs_dir / name)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_down_after_a_killed_up(stage: str, nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
+    url = nfs_server.url(f"{nfs_dir.name}/{name}")
+    assert stop_at(stage, url, signal.SIGKILL).code == -signal.SIGKILL
+    # What it had started may be on its way still.
+    wait_until(lambda: fuseswap("down", name).code == 0 and is_clean(name), seconds=20, what="down")
+    again = up(url)
+    assert again.code == 0, again
+    assert fuseswap("down", name).code == 0
+    assert is_clean(name)
+    assert not mark_in(nfs_dir / name)
+
+
+def test_up_after_a_killed_up(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
+    url = nfs_server.url(f"{nfs_dir.name}/{name}")
+    stop_at("with direct I/O", url, signal.SIGKILL)
+    assert up(url).code == 0
+    assert area_of(name) is not None
+    assert fuseswap("down", name).code == 0
+    assert is_clean(name)
+
+
+def test_down_without_filesystem_and_supervisor(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
+    url = nfs_server.url(f"{nfs_dir.name}/{name}")
+    assert up(url).code == 0
+    with swapped_process() as process:
+        kill(server_process(name, processes.FILESYSTEM))
+        kill(server_process(name, processes.SUPERVISOR))
+        assert "already swapping" in up(url).output
+        assert fuseswap("status").code == 0
+        result = fuseswap("down", name)
+        assert (result.code, result.errors) == (0, ""), result
+        assert compare(process) == "same"
+    assert is_clean(name)
+    assert not mark_in(nfs_dir / name), "the filesystem was started again to clear it"
+
+
+def test_down_without_engine(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
+    url = nfs_server.url(f"{nfs_dir.name}/{name}")
+    assert up(url).code == 0
+    with swapped_process() as process:
+        kill(server_process(name, processes.ENGINE))
+        assert "engine dead, pages swapped to it are lost" in fuseswap("status").output
+        again = up(url)
+        assert again.code == 1
+        assert "its engine is dead, its pages are lost" in again.line
+        result = fuseswap("down", name)
+        assert result.code == 0
+        assert "its engine is dead: 2" in result.line
+        assert "are lost" in result.line
+        assert compare(process) != "different"
+    assert is_clean(name)
+    assert not mark_in(nfs_dir / name)
+
+
+def test_a_server_that_is_gone_for_good(fresh_nfs_server: GaneshaServer, name: str) -> None:
+    assert up(fresh_nfs_server.url(name)).code == 0
+    with swapped_process() as process:
+        fresh_nfs_server.kill()
+        wait_until(lambda: "waiting for the server" in fuseswap("status").output, seconds=20, what="status to notice")
+        refused = fuseswap("down", name)
+        assert refused.code == 4
+        assert "the server does not answer and 2" in refused.line
+        assert f"fuseswap down --force {name}" in refused.line
+        assert area_of(name) is not None, "swap stays on"
+        forced = fuseswap("down", "--force", name)
+        assert forced.code == 0
+        assert forced.errors.startswith(f"fuseswap: {name}: aborting its connection: 2")
+        assert "are lost" in forced.errors
+        assert compare(process) != "different", "SIGBUS, never wrong bytes"
+    assert is_clean(name)
+
+
+def test_too_little_memory_for_swapoff(
+    nfs_server: GaneshaServer,
+    nfs_dir: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert up(nfs_server.url(f"{nfs_dir.name}/{name}")).code == 0
+    with swapped_process() as process:
+        with monkeypatch.context() as patch:
+            patch.setattr(swapping_off, "memory_available_bytes", lambda: 4096)
+            assert main(("down", name)) == 1
+        errors = capsys.readouterr().err
+        assert errors.count("\n") == 1
+        assert "of memory lack to bring them back: end some processes" in errors
+        assert area_of(name) is not None, "swap stays on"
+        assert fuseswap("down", name).code == 0
+        assert compare(process) == "same"
+    assert is_clean(name)
+
+
+@pytest.fixture
+def slow_url(nfs_server: GaneshaServer, nfs_dir: Path) -> str:
+    """A file that takes a while to make."""
+    return nfs_server.url(f"{nfs_dir.name}/file")
+
+
+def write_and(number: signal.Signals, url: str, directory: Path) -> Result:
+    process = start("create", url, "--size", "8G")
+
+    def begun() -> bool:
+        return any(path.stat().st_size > 1 << 20 for path in directory.iterdir())
+
+    wait_until(begun, seconds=20, what="the beginning of the file")
+    process.send_signal(number)
+    return finish(process)
+
+
+def test_an_interrupted_create_leaves_nothing(slow_url: str, nfs_dir: Path) -> None:
+    result = write_and(signal.SIGINT, slow_url, nfs_dir)
+    assert (result.code, result.line) == (1, "interrupted by SIGINT")
+    assert list(nfs_dir.iterdir()) == []
+
+
+def test_create_after_a_killed_create(slow_url: str, nfs_dir: Path) -> None:
+    write_and(signal.SIGKILL, slow_url, nfs_dir)
+    assert len(list(nfs_dir.iterdir())) == 1
+    assert fuseswap("create", slow_url, "--size", SIZE).code == 0
+    assert [path.name for path in nfs_dir.iterdir()] == ["file"]
+    assert (nfs_dir / "file").stat().st_blocks * 512 >= 16 << 20
