@@ -130,13 +130,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     report = session.config.stash[_report_key] = []
     before = session.config.stash[_before_key]
-    if rescue.Leftovers.of(RUN_DIRECTORY).without(before):
-        # Another session on this machine may be at work there; under the lock what remains is ours.
-        with _locked(SWAP_LOCK):
-            left = rescue.Leftovers.of(RUN_DIRECTORY).without(before)
-            if left:
-                report.append(f"left in {RUN_DIRECTORY}: {left}")
-                left.free()
+    others = rescue.names_of_others(RUN_DIRECTORY, session.config.stash[_session_key])
+    ours = [entry for entry in Path(RUN_DIRECTORY).glob("*") if entry.name not in others]
+    if left := rescue.Leftovers.of(*ours).without(before):
+        report.append(f"left in {RUN_DIRECTORY}: {left}")
+        left.free()
     if processes := rescue.session_processes(session.config.stash[_session_key]):
         report.append(f"processes left: {[_command_line(pid) for pid in processes]}")
         rescue.end_processes(processes)

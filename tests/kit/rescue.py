@@ -61,6 +61,19 @@ def session_processes(session: str) -> list[int]:
     return found
 
 
+def names_of_others(directory: str, session: str) -> set[str]:
+    """Entries of `directory` that a living process of no test session, or of another one, speaks of."""
+    marker = f"{SESSION_VARIABLE}={session}".encode()
+    names = {entry.name for entry in Path(directory).glob("*")}
+    found = set()
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            title, _, rest = cmdline.read_bytes().rstrip(b"\0").decode(errors="replace").partition(" ")
+            if title.startswith("fuseswap-") and marker not in (cmdline.parent / "environ").read_bytes().split(b"\0"):
+                found |= names & {rest, *Path(rest).parts}
+    return found
+
+
 def below(path: str, directories: Iterable[str | Path]) -> bool:
     """Whether `path` is one of the directories or lies below one; text only, the file system is not asked."""
     return any(path == str(directory) or path.startswith(f"{directory}/") for directory in directories)
