@@ -1,0 +1,101 @@
+"""One boot of the guest under QEMU without KVM, and what came of it."""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from attrs import frozen
+
+from tests.guest.scenario import FW_CFG_NAME, Scenario, to_json
+
+HOST: Final = "10.0.2.2"
+"""This machine's loopback, as the guest sees it (QEMU's user networking)."""
+
+Ending = Literal["finished", "failed", "hung", "killed"]
+
+
+@frozen
+class Boot:
+    """The files that a guest boots from."""
+
+    kernel: Path
+    initramfs: Path
+    root: Path
+    scratch: Path
+    memory_mib: int = 256
+    cpus: int = 2
+
+
+@frozen
+class Run:
+    """What a guest left behind."""
+
+    ending: Ending
+    """finished: every page right. hung: nothing moved. killed: no end within the limit."""
+    events: tuple[dict[str, Any], ...]
+    console: str
+    seconds: float
+
+    def of(self, kind: str) -> Iterator[dict[str, Any]]:
+        """The events of a kind."""
+        return (event for event in self.events if event["event"] == kind)
+
+
+def boot(files: Boot, scenario: Scenario, directory: Path, *, seconds_max: float) -> Run:
+    """Boot, wait for the end, at most `seconds_max`. `directory` gets the console and the events."""
+    (directory / "scenario").write_text(to_json(scenario))
+    console, events = directory / "console", directory / "events"
+    start = time.monotonic()
+    with (directory / "qemu.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-M", "q35"),
+                *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(files.cpus)),
+                *("-m", str(files.memory_mib), "-nodefaults", "-display", "none", "-no-reboot"),
+                *("-kernel", files.kernel, "-initrd", files.initramfs),
+                *("-append", "console=ttyS0 panic=1 loglevel=7"),
+                *("-serial", f"file:{console}", "-serial", f"file:{events}"),
+                *("-drive", f"file={files.root},format=raw,if=virtio,readonly=on"),
+                *("-drive", f"file={files.scratch},format=raw,if=virtio,snapshot=on"),
+                *("-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"),
+                *("-fw_cfg", f"name={FW_CFG_NAME},file={directory / 'scenario'}"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            process.wait(seconds_max)
+            in_time = True
+        except subprocess.TimeoutExpired:
+            in_time = False
+        finally:
+            process.kill()
+            process.wait()
+    text = events.read_text(errors="replace") if events.exists() else ""
+    found = tuple(_events(text))
+    return Run(
+        _ending(in_time, text, found),
+        found,
+        console.read_text(errors="replace") if console.exists() else "",
+        time.monotonic() - start,
+    )
+
+
+def _events(text: str) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
+        # A guest that is killed may leave half a line.
+        if line.startswith("{") and line.endswith("}"):
+            yield json.loads(line)
+
+
+def _ending(in_time: bool, text: str, events: tuple[dict[str, Any], ...]) -> Ending:
+    if any(event["event"] == "hang" for event in events):
+        return "hung"
+    if not in_time:
+        return "killed"
+    return "finished" if "@@RC 0" in text else "failed"
