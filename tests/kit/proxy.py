@@ -107,12 +107,14 @@ class Proxy:
         self._links: list[_Link] = []
         self._listener: socket.socket | None = None
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._wake_out, self._wake_in = socket.socketpair()
+        self._wake_out: socket.socket
+        self._wake_in: socket.socket
         self._ended = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name="proxy")
 
     def __enter__(self) -> Self:
+        self._wake_out, self._wake_in = socket.socketpair()
         self._listen()
         self._selector.register(self._wake_out, selectors.EVENT_READ, self._wake)
         self._thread.start()
@@ -121,8 +123,7 @@ class Proxy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._thread.is_alive():
-            self._tell(self._end)
+        self._post(self._end)
         self._thread.join()
         self._wake_in.close()
         self._wake_out.close()
@@ -148,10 +149,14 @@ class Proxy:
             command()
             done.set()
 
-        self._commands.put(run)
+        self._post(run)
+        while not done.wait(0.05):
+            if not self._thread.is_alive():
+                raise RuntimeError("the proxy has ended") from self._error
+
+    def _post(self, command: Callable[[], None]) -> None:
+        self._commands.put(command)
         self._wake_in.send(b"w")
-        if not done.wait(10):
-            raise TimeoutError("the proxy's thread does not answer") from self._error
 
     def _wake(self, _: int) -> None:
         self._wake_out.recv(1)
