@@ -45,6 +45,7 @@ SPIN_NS: Final = 50_000
 """A reply from a near server comes within this: polling for it halved the latency of a lone 4 KiB read."""
 SPIN_REQUESTS_MAX: Final = 2
 SPIN_CREDIT_MAX: Final = 8
+SPIN_HOLDOFF_TURNS: Final = 64
 PROBE_STEP_NS: Final = 10_000_000
 
 _TRANSFER_HEADER_BYTES: Final = 80
@@ -58,7 +59,15 @@ _WRITES: Final = int(Word.WRITES)
 _WRITE_BYTES: Final = int(Word.WRITE_BYTES)
 _READ_CALLS: Final = int(Word.READ_CALLS)
 _WRITE_CALLS: Final = int(Word.WRITE_CALLS)
+_REQUESTS: Final = int(Word.REQUESTS)
 _REQUESTS_HIGH: Final = int(Word.REQUESTS_HIGH)
+_CALLS_IN_FLIGHT: Final = int(Word.CALLS_IN_FLIGHT)
+_CALLS_IN_FLIGHT_HIGH: Final = int(Word.CALLS_IN_FLIGHT_HIGH)
+_COVERED_READS: Final = int(Word.COVERED_READS)
+_MERGED: Final = int(Word.MERGED)
+_SHORT_REPLIES: Final = int(Word.SHORT_REPLIES)
+_RESERVE_PAGES_USED: Final = int(Word.RESERVE_PAGES_USED)
+_RESERVE_PAGES_HIGH: Final = int(Word.RESERVE_PAGES_HIGH)
 _GONE: Final = (errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN)
 
 
@@ -114,6 +123,8 @@ class Engine:
         self._probes: dict[int, Request] = {}
         self._spin_ns = SPIN_NS if (os.cpu_count() or 1) > 1 else 0
         self._spin_credit = SPIN_CREDIT_MAX
+        self._spin_holdoff = 0
+        self._active = False
         self._epoll = select.epoll(2)
         if self._target.fileno() >= 0:
             self._epoll.register(self._target.fileno(), select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
@@ -168,13 +179,14 @@ class Engine:
             due = wake_ns
         if self._readable and not self._stalled:
             events = self._epoll.poll(0, 2)
-        elif self._spin_credit and self._spin_ns and 0 < self._requests <= SPIN_REQUESTS_MAX:
+        elif self._may_spin():
             events = self._spin(now)
         else:
             self._publish()
             events = self._epoll.poll(max(due - now, 0) / 1e9 if due else -1, 2)
             if self._spin_ns and events and time.monotonic_ns() - now < self._spin_ns:
                 self._spin_credit = min(self._spin_credit + 1, SPIN_CREDIT_MAX)
+        self._active = bool(events)
         for descriptor, flags in events:
             if descriptor == self._device:
                 self._readable = True
@@ -185,14 +197,27 @@ class Engine:
         """Store what `status` shows besides events; only before waiting, so that it costs nothing under load."""
         words = self._words
         plug = self._plug
-        words[Word.REQUESTS] = self._requests
-        words[Word.CALLS_IN_FLIGHT] = len(plug.in_flight)
-        words[Word.CALLS_IN_FLIGHT_HIGH] = plug.in_flight_max
-        words[Word.COVERED_READS] = plug.covered_reads
-        words[Word.MERGED] = plug.merged + plug.joined
-        words[Word.SHORT_REPLIES] = plug.short_replies
-        words[Word.RESERVE_PAGES_USED] = self._reserve.used_pages
-        words[Word.RESERVE_PAGES_HIGH] = self._reserve.used_pages_max
+        words[_REQUESTS] = self._requests
+        words[_CALLS_IN_FLIGHT] = len(plug.in_flight)
+        words[_CALLS_IN_FLIGHT_HIGH] = plug.in_flight_max
+        words[_COVERED_READS] = plug.covered_reads
+        words[_MERGED] = plug.merged + plug.joined
+        words[_SHORT_REPLIES] = plug.short_replies
+        words[_RESERVE_PAGES_USED] = self._reserve.used_pages
+        words[_RESERVE_PAGES_HIGH] = self._reserve.used_pages_max
+
+    def _may_spin(self) -> bool:
+        """Whether to poll for a while instead of waiting: after something happened, with few requests lately.
+
+        With many, a reply is always near anyway, and polling takes the processor from those who make it.
+        """
+        if self._requests > SPIN_REQUESTS_MAX:
+            self._spin_holdoff = SPIN_HOLDOFF_TURNS
+            return False
+        if self._spin_holdoff:
+            self._spin_holdoff -= 1
+            return False
+        return self._active and self._spin_credit > 0 and self._spin_ns > 0
 
     def _spin(self, now: int) -> list[tuple[int, int]]:
         poll = self._epoll.poll
