@@ -136,8 +136,11 @@ class NfsBackend:
         self, parent: Handle, name: bytes, mode: int, exclusive: bool, caller: Caller
     ) -> tuple[Handle, Attributes]:
         if not exclusive:
-            made = await self._call(codec.create_call(parent, name, SetAttributes(mode=mode), None), caller)
-            return await self._complete(made, parent, name, caller)
+            call = codec.create_call(parent, name, SetAttributes(mode=mode), None)
+            handle, attributes = await self._complete(await self._call(call, caller), parent, name, caller)
+            if attributes.type is not FileType.REGULAR:
+                raise OSError(errno.EEXIST, "not a regular file")
+            return handle, attributes
         try:
             # A repetition with the same 8 bytes is recognized by the server: EXIST means another's file.
             made = await self._call(codec.create_call(parent, name, SetAttributes(), os.urandom(8)), caller)
