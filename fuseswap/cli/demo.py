@@ -67,6 +67,7 @@ class Proof:
     nfs_write_sizes: dict[int, int]
     """Calls by their size in bytes, up to the next power of two."""
     server_restarts: int
+    engine_reconnects: int
 
     def to_plain(self) -> dict[str, Any]:
         """The object of `demo --json`."""
@@ -82,6 +83,7 @@ class Proof:
             },
             "nfs_write_sizes": {str(size): count for size, count in self.nfs_write_sizes.items()},
             "server_restarts": self.server_restarts,
+            "engine_reconnects": self.engine_reconnects,
         }
 
 
@@ -217,13 +219,16 @@ class _Demo:
             phases=phases,
             nfs_write_sizes=_write_sizes(engine_before, engine),
             server_restarts=restarts,
+            engine_reconnects=engine["reconnects"] - engine_before["reconnects"],
         )
 
     def _restart_server(self) -> None:
         assert self.server is not None
         say("demo: killing the server (SIGKILL) and starting it again")
-        self.server.kill()
-        self.server.start()
+        # Taking everything down needs the server, too.
+        with self.interrupts.deferred():
+            self.server.kill()
+            self.server.start()
 
     def _end_hog(self) -> None:
         if self.process is None or self.process.poll() is not None:
@@ -268,7 +273,10 @@ def _print(proof: Proof) -> None:
     say(f"pages in:  {proof.pages_in} (kernel), {proof.engine_pages_in} (engine)")
     if abs(proof.pages_out - proof.engine_pages_out) > _AGREE * max(1, proof.pages_out):
         warn("the kernel and the engine count different pages out: other swap was in use meanwhile")
-    say(f"the server was killed and started again {proof.server_restarts} time(s) meanwhile")
+    say(
+        f"the server was killed and started again {proof.server_restarts} time(s) meanwhile,"
+        f" the engine reconnected {proof.engine_reconnects} time(s)"
+    )
     say(f"{proof.wrong_pages} wrong pages")
     for report in proof.phases.values():
         for page in report.first_wrong:

@@ -34,7 +34,7 @@ def build(steps: Sequence[Step], *, failed: Callable[[BaseException], None], shi
 
     When one fails or is interrupted, `failed` is told once, and it and those before it are undone in reverse
     order. Then the exception goes on, or `NotUndone` if something stays. `shield()` is called before anything
-    is undone and at the end: after it no signal raises. Before it one may, at most once and anywhere.
+    is undone: after it no signal raises. Before it one may, at most once and anywhere.
     """
     begun = 0
     error: BaseException | None = None
@@ -44,8 +44,8 @@ def build(steps: Sequence[Step], *, failed: Callable[[BaseException], None], shi
                 begun += 1
                 step.do()
         except BaseException as caught:
+            shield()
             error = caught
-        shield()
     except BaseException as caught:
         # The one signal came between a step's failure and the shield.
         error = caught
