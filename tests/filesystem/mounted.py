@@ -1,0 +1,108 @@
+"""A filesystem process of a test's own, and its end in every case."""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.kit.rescue import Leftovers, fuse_mounts
+
+_SERVE = """
+import logging, os, sys
+from fuseswap.filesystem.main import run
+from fuseswap.filesystem.options import parse_mount_options
+logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+ready = int(sys.argv[4])
+run(sys.argv[1], sys.argv[2], parse_mount_options(sys.argv[3]), lambda: os.write(ready, b"ready"))
+"""
+
+START_SECONDS = 20
+HANG_SECONDS = 60
+"""A test that touches a hung mount cannot be interrupted: after this its connection is aborted."""
+
+
+class Mounted:
+    """`with Mounted(source, point): ...`; leaving it unmounts, or aborts what cannot be unmounted."""
+
+    def __init__(self, source: str, point: Path, options: str = "") -> None:
+        self.source = source
+        self.point = point
+        self.options = options
+        self.log = point.parent / f"{point.name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.hung = False
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> None:
+        """Returns when the mount answers; AssertionError with the log if it does not come."""
+        reader, writer = os.pipe()
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _SERVE, self.source, str(self.point), self.options, str(writer)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(writer,),
+                start_new_session=True,
+            )
+        os.close(writer)
+        try:
+            arrived, _, _ = select.select([reader], [], [], START_SECONDS)
+            answer = os.read(reader, 5) if arrived else b""
+        finally:
+            os.close(reader)
+        assert answer == b"ready", self.log.read_text()
+        self._watchdog = threading.Timer(HANG_SECONDS, self._abort)
+        self._watchdog.daemon = True
+        self._watchdog.start()
+
+    def wait(self) -> int:
+        """The exit status."""
+        assert self.process is not None
+        return self.process.wait(20)
+
+    def stop(self) -> int:
+        """umount(8), and the exit status."""
+        subprocess.run(["umount", str(self.point)], check=True, timeout=20, capture_output=True)
+        return self.wait()
+
+    def kill(self) -> None:
+        """SIGKILL; the mount stays."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def is_mounted(self) -> bool:
+        return any(mount.point == str(self.point) for mount in fuse_mounts())
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watchdog.cancel()
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
+        Leftovers.of(self.point).free()
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+        assert not self.hung, f"the mount hung: {self.log.read_text()}"
+        assert "Traceback" not in self.log.read_text(), self.log.read_text()
+
+    def _abort(self) -> None:
+        self.hung = True
+        Leftovers.of(self.point).free()
