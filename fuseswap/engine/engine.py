@@ -31,7 +31,8 @@ from fuseswap.engine.fuse_wire import (
     Opcode,
 )
 from fuseswap.engine.private_file import BACKGROUND_MAX, PrivateFile, UnsupportedKernel
-from fuseswap.swap.counters import Level, Word
+from fuseswap.engine.transport import EVENTS
+from fuseswap.swap.counters import Counters, Level, Stage, Word
 from fuseswap.swap.plug import Plug
 from fuseswap.swap.requests import Call, Request
 from fuseswap.swap.reserve import Reserve
@@ -59,6 +60,7 @@ _WRITES: Final = int(Word.WRITES)
 _WRITE_BYTES: Final = int(Word.WRITE_BYTES)
 _READ_CALLS: Final = int(Word.READ_CALLS)
 _WRITE_CALLS: Final = int(Word.WRITE_CALLS)
+_TRACE: Final = int(Word.TRACE)
 _REQUESTS: Final = int(Word.REQUESTS)
 _REQUESTS_HIGH: Final = int(Word.REQUESTS_HIGH)
 _CALLS_IN_FLIGHT: Final = int(Word.CALLS_IN_FLIGHT)
@@ -95,7 +97,7 @@ class Engine:
         device: int,
         file: PrivateFile,
         size_bytes: int,
-        words: memoryview,
+        counters: Counters,
         plug: Plug,
         reserve: Reserve[Request],
         make_target: TargetFactory,
@@ -104,7 +106,9 @@ class Engine:
         self._device = device
         self._file = file
         self._size_bytes = size_bytes
-        self._words = words
+        self._words = counters.words
+        self._counters = counters
+        self._tracing = 0
         self._log = log
         self._plug = plug
         self._reserve = reserve
@@ -127,7 +131,7 @@ class Engine:
         self._active = False
         self._epoll = select.epoll(2)
         if self._target.fileno() >= 0:
-            self._epoll.register(self._target.fileno(), select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+            self._epoll.register(self._target.fileno(), EVENTS)
         self._words[Word.RESERVE_PAGES] = reserve.pages
         self._words[Word.REQUESTS_MAX] = REQUESTS_MAX
 
@@ -169,6 +173,7 @@ class Engine:
             self._turn(0)
 
     def _turn(self, wake_ns: int) -> None:
+        self._tracing = self._words[_TRACE]
         if self._readable and not self._stalled:
             self._read_kernel()
         now = time.monotonic_ns()
@@ -290,6 +295,8 @@ class Engine:
             self._words[_REQUESTS_HIGH] = self._requests
         pages = count // PAGE_SIZE
         request = Request(unique, is_write, offset, count, self._arena)
+        if self._tracing:
+            self._trace(Stage.ARRIVED, request, 0)
         extent = (
             self._reserve.charge_write(pages) if is_write else self._reserve.charge_read(request, pages)
         )
@@ -331,6 +338,9 @@ class Engine:
         while (call := plug.next_call()) is not None:
             words[_WRITE_CALLS if call.is_write else _READ_CALLS] += 1
             target.send(call)
+            if self._tracing:
+                for request in call.requests:
+                    self._trace(Stage.SENT, request, call.xid)
         target.flush()
 
     # Back to the kernel
@@ -346,6 +356,8 @@ class Engine:
                 del self._probes[id(request)]
                 continue
             length = request.length
+            if self._tracing:
+                self._trace(Stage.REPLIED, request, 0)
             if request.error:
                 words[Word.WRITE_ERRORS if request.is_write else Word.READ_ERRORS] += 1
                 self._reply(wire.error_answer(request.unique, request.error))
@@ -359,12 +371,18 @@ class Engine:
                 words[_READ_BYTES] += length
                 OUT_HEADER.pack_into(self._out, 0, OUT_HEADER.size + length, 0, request.unique)
                 self._reply(self._out, request.pieces)
+            if self._tracing:
+                self._trace(Stage.ANSWERED, request, 0)
             assert request.extent is not None
             reserve.release(request.extent)
             self._requests -= 1
         self._stalled = False
         while (ready := reserve.next_ready()) is not None:
             self._submit(*ready)
+
+    def _trace(self, stage: Stage, request: Request, xid: int) -> None:
+        now = time.monotonic_ns()
+        self._counters.trace(stage, now, request.unique, request.is_write, request.offset, request.length, xid)
 
     def _reply(self, head: bytes | bytearray, pieces: tuple[memoryview, ...] = ()) -> None:
         try:

@@ -95,7 +95,7 @@ def _start(directory: Path, reserve_bytes: int, counters: Counters) -> Engine:
         device,
         PrivateFile(name.encode(), activation.size_bytes, transfer),
         activation.size_bytes,
-        words,
+        counters,
         Plug(SLOTS, read_bytes_max, write_bytes_max),
         Reserve(pages, watermark_pages(pages), transfer // PAGE_SIZE),
         make_target,

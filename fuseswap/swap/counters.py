@@ -8,9 +8,11 @@ process started again read them there. Layout, little-endian:
     8       words, 8 bytes each, indexed by `Word`
     4096    length (8 bytes) and text of the identity, JSON, written once before the engine serves
     20480   log ring: LOG_RECORDS records of LOG_RECORD_BYTES
+    86016   trace ring: TRACE_RECORDS records of 40 bytes, written while the word TRACE is not 0
 
 A log record is: sequence (8, stored last, so that a torn record is never valid), wall time in ns (8),
-level (4, as in syslog.h), length (4), UTF-8 text. One writer, any number of readers.
+level (4, as in syslog.h), length (4), UTF-8 text. A trace record is: sequence (8, stored last), monotonic time
+in ns (8), FUSE unique (8), byte offset (8), length (4), xid (4). One writer, any number of readers.
 """
 
 import json
@@ -26,10 +28,13 @@ IDENTITY_OFFSET: Final = 4096
 LOG_OFFSET: Final = 20480
 LOG_RECORDS: Final = 256
 LOG_RECORD_BYTES: Final = 256
-COUNTERS_BYTES: Final = LOG_OFFSET + LOG_RECORDS * LOG_RECORD_BYTES
+TRACE_OFFSET: Final = LOG_OFFSET + LOG_RECORDS * LOG_RECORD_BYTES
+TRACE_RECORDS: Final = 4096
 
 _RECORD = struct.Struct("<QQII")
 _LENGTH = struct.Struct("<Q")
+_TRACE = struct.Struct("<QQQQII")
+COUNTERS_BYTES: Final = TRACE_OFFSET + TRACE_RECORDS * _TRACE.size
 LOG_TEXT_BYTES: Final = LOG_RECORD_BYTES - _RECORD.size
 
 
@@ -106,6 +111,23 @@ class Word(IntEnum):
     REALTIME = auto()
     LOG_SEQUENCE = auto()
     """Log records ever written."""
+    TRACE = auto()
+    """The one word that others store: not 0 asks the engine to trace each request."""
+    TRACE_SEQUENCE = auto()
+    """Trace records ever written."""
+
+
+class Stage(IntEnum):
+    """Where a request is on its way: the top two bits of a trace record's length; the third says WRITE."""
+
+    ARRIVED = 0
+    """Read from /dev/fuse."""
+    SENT = 1
+    """Its call has been handed to the connection."""
+    REPLIED = 2
+    """The server's reply has been read, or an unfinished write covers the read."""
+    ANSWERED = 3
+    """The answer has been written to /dev/fuse."""
 
 
 @frozen
@@ -116,6 +138,20 @@ class LogRecord:
     time_ns: int
     level: Level
     text: str
+
+
+@frozen
+class TraceRecord:
+    """One stage of one request. `xid` is that of its call: equal for requests that travel together."""
+
+    sequence: int
+    time_ns: int
+    stage: Stage
+    unique: int
+    is_write: bool
+    offset: int
+    length: int
+    xid: int
 
 
 class Counters:
@@ -173,6 +209,27 @@ class Counters:
             data = bytes(self._bytes[start + _RECORD.size : start + _RECORD.size + min(length, LOG_TEXT_BYTES)])
             if stored == number + 1 and _LENGTH.unpack_from(self._bytes, start)[0] == stored:
                 yield LogRecord(number, time_ns, Level(level), data.decode(errors="replace"))
+
+    def trace(
+        self, stage: int, time_ns: int, unique: int, is_write: bool, offset: int, length: int, xid: int
+    ) -> None:
+        """Append a trace record."""
+        sequence = self.words[Word.TRACE_SEQUENCE]
+        start = TRACE_OFFSET + sequence % TRACE_RECORDS * _TRACE.size
+        packed = length | stage << 30 | is_write << 29
+        _TRACE.pack_into(self._bytes, start, 0, time_ns, unique, offset, packed, xid)
+        _LENGTH.pack_into(self._bytes, start, sequence + 1)
+        self.words[Word.TRACE_SEQUENCE] = sequence + 1
+
+    def trace_since(self, sequence: int) -> Iterator[TraceRecord]:
+        """Records after the first `sequence` ones, oldest first, as far as the ring still has them."""
+        newest = self.words[Word.TRACE_SEQUENCE]
+        for number in range(max(sequence, newest - TRACE_RECORDS), newest):
+            start = TRACE_OFFSET + number % TRACE_RECORDS * _TRACE.size
+            stored, time_ns, unique, offset, packed, xid = _TRACE.unpack_from(self._bytes, start)
+            if stored == number + 1 and _LENGTH.unpack_from(self._bytes, start)[0] == stored:
+                length, is_write = packed & (1 << 29) - 1, bool(packed >> 29 & 1)
+                yield TraceRecord(number, time_ns, Stage(packed >> 30), unique, is_write, offset, length, xid)
 
     def close(self) -> None:
         """Let go of the buffer, so that its mapping can be closed."""
