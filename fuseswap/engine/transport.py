@@ -7,10 +7,13 @@ and the server's duplicate-request cache still knows the calls, which are sent a
 | the server says | the engine does |
 |---|---|
 | nothing (lost, time limit, bad record) | connects again with back-off, sends all outstanding calls again |
-| JUKEBOX, SYSTEM_ERR, PROG_UNAVAIL, authentication rejected | waits, sends the call again, without limit |
-| committed less than FILE_SYNC | sends again, UNSTABLE_TRIES times, then EIO |
-| STALE, BADHANDLE | sends again for STALE_WAIT_NS (a server that is starting), then EIO |
+| JUKEBOX, SYSTEM_ERR, PROG_UNAVAIL, authentication rejected | waits, asks again, without limit |
+| committed less than FILE_SYNC | asks again, UNSTABLE_TRIES times, then EIO |
+| STALE, BADHANDLE | asks again for STALE_WAIT_NS (a server that is starting), then EIO |
 | any other error | EIO |
+
+*Sending again* keeps the xid, so that the server's duplicate-request cache can recognize a call that it has done.
+*Asking again* takes a new one, because that cache would repeat its old verdict.
 
 May wait: never. May allocate: small Python objects only. May fail: only `__init__`.
 """
@@ -50,6 +53,8 @@ BACKOFF_MAX_NS: Final = 3 * SECOND_NS
 RETRY_NS: Final = SECOND_NS // 4
 STALE_WAIT_NS: Final = 30 * SECOND_NS
 UNSTABLE_TRIES: Final = 5
+QUIET_NS: Final = 60 * SECOND_NS
+"""A rejection is logged when there was none for this long."""
 
 SEND_BUFFER_BYTES: Final = 512 << 10
 """Bounds what the kernel allocates in the engine's name; larger buffers hung a machine of 256 MiB."""
@@ -57,6 +62,10 @@ RECEIVE_BUFFER_BYTES: Final = 2 << 20
 IOV_MAX: Final = 1024
 USER_TIMEOUT_MS: Final = 15_000
 KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
+
+EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+"""What the socket must be registered for. Without EPOLLRDHUP an end of the stream that comes together with the
+last reply would be missed: a short read ends the turn, and no further edge tells of it."""
 
 _WAITING, _CONNECTING, _UP = range(3)
 
@@ -101,13 +110,15 @@ class Transport:
         self._backoff_ns = BACKOFF_FIRST_NS
         self._address_index = -1
         self._lost_reason = ""
+        self._up_since_ns = 0
+        self._rejected_ns = -QUIET_NS
         self._socket, self._addresses = _make_socket(target)
         self.port = int(self._socket.getsockname()[1])
         words[Word.SOURCE_PORT] = self.port
         words[Word.DISCONNECTED_NS] = time.monotonic_ns()
 
     def fileno(self) -> int:
-        """The socket's descriptor: register it once, edge-triggered, for reading and writing."""
+        """The socket's descriptor: register it once, for `EVENTS`."""
         return self._socket.fileno()
 
     @property
@@ -117,15 +128,16 @@ class Transport:
 
     def send(self, call: Call) -> None:
         """Take over a call that `Plug.next_call` gave; `flush` sends it."""
-        slot = self._free_slots.pop()
-        self._xid = xid = self._xid + 1 & 0xFFFFFFFF
-        call.slot = slot
-        call.xid = xid
+        call.slot = self._free_slots.pop()
         call.attempts = 0
         call.stale_since = 0
-        self._calls[xid] = call
+        self._name(call)
         if self._state == _UP:
             self._enqueue(call)
+
+    def _name(self, call: Call) -> None:
+        self._xid = call.xid = self._xid + 1 & 0xFFFFFFFF
+        self._calls[call.xid] = call
 
     def _enqueue(self, call: Call) -> None:
         queue = self._queue
@@ -169,15 +181,18 @@ class Transport:
             code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 self._lose(os.strerror(code))
-            elif events & select.EPOLLOUT and not events & select.EPOLLHUP:
-                self._established()
-        elif self._state == _UP:
+                return
+            if not events & select.EPOLLOUT or events & select.EPOLLHUP:
+                return
+            self._established()
+        if self._state == _UP:
             if events & select.EPOLLOUT:
                 self._writable = True
-            if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
-                self._receive()
+            ended = events & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR)
+            if ended or events & select.EPOLLIN:
+                self._receive(bool(ended))
 
-    def _receive(self) -> None:
+    def _receive(self, ended: bool) -> None:
         records = self._records
         receive_into = self._socket.recv_into
         try:
@@ -190,7 +205,7 @@ class Transport:
                 records.received(count)
                 while (record := records.next_record()) is not None:
                     self._reply(record[0], record[1])
-                if count < len(room):
+                if count < len(room) and not ended:
                     return
         except BlockingIOError:
             return
@@ -222,7 +237,8 @@ class Transport:
                 self._unstable(call, now)
             else:
                 self._forget(call)
-                self._answer(self._plug.wrote(call, count))
+                # In XDR data are padded to 4 bytes, so what goes on behind an odd count starts a little earlier.
+                self._answer(self._plug.wrote(call, count & -4))
         else:
             status, position, length, eof = parse_read_result(memory, position, end)
             if status:
@@ -248,13 +264,15 @@ class Transport:
         self._words[Word.SERVER_RETRIES] += 1
         call.stream_end = 0
         call.deadline = 0
-        call.attempts += 1
+        del self._calls[call.xid]
+        self._name(call)
         self._delayed.append((now + RETRY_NS, call.xid))
 
     def _rejected(self, call: Call, verdict: int, now: int) -> None:
         if verdict in (RpcVerdict.SYSTEM_ERR, RpcVerdict.PROG_UNAVAIL, RpcVerdict.AUTH_ERROR):
-            if not call.attempts:
-                self._log(Level.WARNING, f"the server answers {RpcVerdict(verdict).name}: trying again")
+            if now - self._rejected_ns >= QUIET_NS:
+                self._log(Level.WARNING, f"the server answers {RpcVerdict(verdict).name}: asking again")
+            self._rejected_ns = now
             self._retry(call, now)
         else:
             self._fail(call, f"the server answers {RpcVerdict(verdict).name}")
@@ -273,6 +291,7 @@ class Transport:
 
     def _unstable(self, call: Call, now: int) -> None:
         if call.attempts < UNSTABLE_TRIES:
+            call.attempts += 1
             self._retry(call, now)
         else:
             self._fail(call, "the server does not write to stable storage (FILE_SYNC)")
@@ -326,7 +345,7 @@ class Transport:
         words = self._words
         self._state = _UP
         self._writable = True
-        self._backoff_ns = BACKOFF_FIRST_NS
+        self._up_since_ns = time.monotonic_ns()
         words[Word.CONNECTED] = 1
         words[Word.ADDRESS_INDEX] = self._address_index
         words[Word.DISCONNECTED_NS] = 0
@@ -349,6 +368,9 @@ class Transport:
             words[Word.CONNECTED] = 0
             words[Word.DISCONNECTED_NS] = now
             self._log(Level.WARNING, f"lost the server: {reason}; waiting for it")
+            # A server that takes connections and does nothing with them is no reason to hurry.
+            if words[Word.REPLY_NS] >= self._up_since_ns or now - self._up_since_ns > BACKOFF_MAX_NS:
+                self._backoff_ns = BACKOFF_FIRST_NS
         self._lost_reason = reason
         self._state = _WAITING
         self._writable = False
@@ -398,16 +420,18 @@ def _make_socket(target: NfsTarget) -> tuple[socket.socket, list[bytes]]:
 
 
 def _bind_reserved(sock: socket.socket) -> None:
-    # Servers' default `secure` option takes calls from ports below 1024 only (exports(5)).
-    first, last = 665, 1023
-    begin = int.from_bytes(os.urandom(2)) % (last - first + 1)
-    for step in range(last - first + 1):
-        try:
-            sock.bind(("", first + (begin + step) % (last - first + 1)))
-            return
-        except PermissionError:
-            break
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-    sock.bind(("", 0))
+    # Servers' default `secure` option takes calls from ports below 1024 only (exports(5)). A port that the kernel
+    # chooses is given up by connect(AF_UNSPEC), one that was asked for stays (SOCK_BINDPORT_LOCK).
+    for first, last in ((665, 1023), (32768, 60999)):
+        ports = last - first + 1
+        begin = int.from_bytes(os.urandom(2)) % ports
+        for step in range(ports):
+            try:
+                sock.bind(("", first + (begin + step) % ports))
+                return
+            except PermissionError:
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
