@@ -1,5 +1,7 @@
 """Directories read."""
 
+import errno
+
 import pyfuse3
 from pyfuse3 import FileHandleT, FileNameT, InodeT
 
@@ -54,5 +56,7 @@ class ListingOperations(Serving):
             return entry.handle, entry.attributes
         try:
             return await self.backend.lookup(directory.node.handle, entry.name, directory.caller)
-        except FileNotFoundError:
-            return None
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise

@@ -108,6 +108,8 @@ class NameOperations(Serving):
         if flags:
             exchange = Operation.RENAME_EXCHANGE if flags & pyfuse3.RENAME_EXCHANGE else Operation.RENAME_SOURCE
             await self._victim(exchange, old_parent, name_old, caller)
+            if flags & pyfuse3.RENAME_EXCHANGE:
+                await self._victim(exchange, new_parent, name_new, caller)
             # NFSv3's RENAME replaces, and knows neither NOREPLACE nor EXCHANGE.
             raise OSError(errno.EINVAL, f"rename flags {flags:#x}")
         moved = await self._victim(Operation.RENAME_SOURCE, old_parent, name_old, caller)
@@ -136,8 +138,10 @@ class NameOperations(Serving):
         try:
             # The server is asked: another client may have put another file there, or another name of one here.
             handle, attributes = await self.backend.lookup(parent.handle, name, caller)
-        except FileNotFoundError:
-            return None
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
         self.active.check(operation, handle)
         node = self.inodes.of_handle(handle)
         if node is not None:
