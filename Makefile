@@ -5,7 +5,7 @@ STAMP := $(VENV)/.ready
 PYTHON ?= python3
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: setup demo test check torture bench clean
+.PHONY: setup demo test check torture guest bench clean
 
 setup: $(STAMP)
 
@@ -28,7 +28,12 @@ test: check
 	$(PY) -m pytest -m "not torture"
 
 torture: setup
+	@sh tools/packages-guest
 	$(PY) -m pytest -m torture
+
+guest: setup
+	@sh tools/packages-guest
+	$(PY) -m tests.guest
 
 bench: setup
 	$(PY) bench/run.py

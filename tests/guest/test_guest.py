@@ -1,0 +1,34 @@
+"""A machine without memory to spare: one boot, its hogs alone and in bad company."""
+
+import pytest
+
+from tests.guest.lab import SECONDS_MAX, lab
+from tests.guest.report import allocation_failures, describe, oom_kills
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(SECONDS_MAX + 120)
+def test_a_machine_out_of_memory_swaps_on_and_every_page_is_right(
+    record_property: pytest.RecordProperty, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with lab() as guests:
+        run = guests.run(1)
+    text = describe(run)
+    with capsys.disabled():
+        print(f"\n{text}")
+    record_property("guest", text)
+
+    assert run.ending == "finished", f"{text}\n{run.console[-4000:]}"
+    (up,) = run.of("up")
+    words = up["engine"]["words"]
+    assert all(words[name] for name in ("memory_locked", "io_flusher", "oom_protected", "realtime")), text
+    results = list(run.of("result"))
+    assert len(results) == 2
+    for result in results:
+        before, after = result["before"]["engine"], result["after"]["engine"]
+        assert result["wrong_pages"] == 0
+        assert after["major_faults"] == before["major_faults"]
+        assert after["swapped_kib"] == 0
+        assert result["after"]["vmstat"]["pswpout"] > result["before"]["vmstat"]["pswpout"]
+    assert oom_kills(run) == 0
+    assert allocation_failures(run) == 0
