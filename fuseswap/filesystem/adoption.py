@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,16 +26,10 @@ def active_elsewhere(run_directory: Path = Path(RUN_DIRECTORY)) -> Iterator[Acti
 
 
 def _read(path: Path) -> Activation | None:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
-        counters = Counters(view)
-        try:
-            pid = counters.words[Word.ENGINE_PID]
-            text = json.dumps(counters.identity()["activation"])
-        finally:
-            counters.close()
-    if not _is_engine(pid):
+    counters = Counters(path.read_bytes())
+    if not _is_engine(counters.words[Word.ENGINE_PID]):
         return None
-    return activation_from_json(text)
+    return activation_from_json(json.dumps(counters.identity()["activation"]))
 
 
 def _is_engine(pid: int) -> bool:

@@ -61,7 +61,9 @@ class Mounted:
             answer = os.read(reader, 5) if arrived else b""
         finally:
             os.close(reader)
-        assert answer == b"ready", self.log.read_text()
+        if answer != b"ready":
+            self.kill()
+            raise AssertionError(self.log.read_text())
         self._watchdog = threading.Timer(HANG_SECONDS, self._abort)
         self._watchdog.daemon = True
         self._watchdog.start()

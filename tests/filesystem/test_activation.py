@@ -1,0 +1,331 @@
+"""swap_activate and swap_deactivate through the mount, and the guard in between."""
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fuseswap.host.ganesha import Export, GaneshaServer
+from fuseswap.swap.counters import COUNTERS_BYTES, Counters, Word
+from fuseswap.swap.header import read_mark
+from fuseswap.swap.target import activation_from_json
+from fuseswap.swap.units import PAGE_SIZE, XATTR_ACTIVATE, XATTR_ACTIVATION
+from tests.filesystem.conftest import Mount
+from tests.filesystem.swapfile import (
+    BOOT,
+    ELSEWHERE,
+    HERE,
+    PAGES,
+    activate,
+    activation,
+    check,
+    deactivate,
+    write_swap_file,
+)
+from tests.kit.wait import wait_until
+
+
+def fails(number: int) -> "pytest.RaisesExc[OSError]":
+    return pytest.raises(OSError, match=os.strerror(number))
+
+
+@pytest.fixture
+def file(nfs: Path) -> Path:
+    """An ordinary file that could be swap."""
+    write_swap_file(nfs / "swapfile")
+    return nfs / "swapfile"
+
+
+@pytest.fixture
+def active(file: Path) -> Path:
+    activate(file)
+    return file
+
+
+# --- activation ---
+
+
+def test_activation_tells_where_the_pages_are(file: Path, nfs_server: GaneshaServer, nfs_dir: Path) -> None:
+    with fails(errno.ENODATA):
+        activation(file)
+    activate(file)
+    found = activation_from_json(os.getxattr(file, XATTR_ACTIVATION))
+    assert found.size_bytes == PAGES * PAGE_SIZE
+    assert found.source == nfs_server.url(f"{nfs_dir.name}/swapfile")
+    target = activation(file)["target"]
+    assert target["addresses"] == [{"host": "127.0.0.1", "port": nfs_server.nfs_port}]
+    assert (target["uid"], target["gid"], target["machine_name"]) == (0, 0, os.uname().nodename)
+    assert min(target["read_bytes_max"], target["write_bytes_max"]) >= PAGE_SIZE
+
+
+def test_the_mark_comes_and_goes(file: Path, nfs_dir: Path) -> None:
+    behind = nfs_dir / "swapfile"
+    content = behind.read_bytes()
+    activate(file)
+    marked = behind.read_bytes()
+    mark = read_mark(marked[:PAGE_SIZE])
+    assert mark is not None
+    assert (mark.machine_id, mark.boot_id, mark.host) == (HERE, BOOT, os.uname().nodename)
+    assert marked[1024:] == content[1024:]
+    deactivate(file)
+    assert behind.read_bytes() == content
+    with fails(errno.ENODATA):
+        activation(file)
+    with fails(errno.EINVAL):
+        deactivate(file)
+
+
+def test_activation_by_descriptor_and_below_directories(nfs: Path) -> None:
+    (nfs / "a").mkdir()
+    (nfs / "a/b c").mkdir()
+    write_swap_file(nfs / "a/b c/file")
+    (nfs / "a").rename(nfs / "x")
+    with (nfs / "x/b c/file").open("rb") as file:
+        activate(file.fileno())
+        assert "/x/b%20c/file?" in activation(file.fileno())["source"]
+        deactivate(file.fileno())
+
+
+def test_what_was_written_before_is_there_first(nfs: Path, nfs_dir: Path) -> None:
+    content = write_swap_file(nfs / "f")
+    with (nfs / "f").open("r+b") as file:
+        file.seek(2 * PAGE_SIZE)
+        file.write(b"late")
+        file.flush()
+        activate(file.fileno())
+    assert (nfs_dir / "f").read_bytes()[2 * PAGE_SIZE :][:4] == b"late"
+    assert (nfs_dir / "f").read_bytes()[3 * PAGE_SIZE :] == content[3 * PAGE_SIZE :]
+
+
+@pytest.mark.parametrize(
+    ("make", "number", "step"),
+    [
+        (lambda path: path.write_bytes(b""), errno.EINVAL, "signature"),
+        (lambda path: path.write_bytes(bytes(8 * PAGE_SIZE)), errno.EINVAL, "signature"),
+        (lambda path: os.truncate(path, 5 * PAGE_SIZE), errno.EINVAL, "shorter"),
+        (lambda path: os.truncate(path, 64 * PAGE_SIZE), errno.EINVAL, "allocated"),
+        (lambda path: _write(path, os.O_APPEND), errno.EINVAL, "whole-pages"),
+        (lambda path: (path.unlink(), path.mkdir()), errno.EISDIR, "directory"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), errno.EINVAL, "regular"),
+    ],
+    ids=["empty", "no header", "cut", "holes", "tail", "directory", "fifo"],
+)
+def test_files_that_cannot_be_swap(file: Path, make: Callable[[Path], object], number: int, step: str) -> None:
+    make(file)
+    report = check(file)
+    assert report["verdict"] == errno.errorcode[number]
+    assert [result["step"] for result in report["checks"] if result["outcome"] == "failed"] == [step]
+    with fails(number):
+        activate(file)
+    with fails(errno.ENODATA):
+        activation(file)
+    if file.is_file():
+        file.write_bytes(b"still an ordinary file")
+
+
+def test_check_says_ok_and_changes_nothing(file: Path) -> None:
+    content = file.read_bytes()
+    report = check(file)
+    assert (report["verdict"], report["error"]) == ("ok", None)
+    assert report["activation"]["pages"] == PAGES - 1
+    assert file.read_bytes() == content
+
+
+def test_once_only_by_any_name(active: Path) -> None:
+    other = active.with_name("other")
+    os.link(active, other)
+    for path in (active, other):
+        with fails(errno.EBUSY):
+            activate(path)
+        assert check(path)["verdict"] == "EBUSY"
+    assert activation(other) == activation(active)
+    deactivate(other)
+    activate(active)
+
+
+def test_another_machine_is_refused_unless_it_steals(mount: Mount, active: Path, nfs_server: GaneshaServer) -> None:
+    second = mount(nfs_server.url(_directory_of(active))).point
+    with fails(errno.EBUSY):
+        activate(second / "swapfile", ELSEWHERE)
+    activate(second / "swapfile", HERE)  # the same machine, started again
+    deactivate(second / "swapfile")
+    activate(second / "swapfile", ELSEWHERE, steal=True)
+    # The first owner's deactivation leaves the new owner's mark alone.
+    deactivate(active)
+    assert check(active)["mark"]["machine_id"] == ELSEWHERE
+
+
+def _write(path: Path, flags: int = 0) -> None:
+    fd = os.open(path, os.O_WRONLY | flags)
+    try:
+        os.write(fd, b"x")
+    finally:
+        os.close(fd)
+
+
+def _directory_of(path: Path) -> str:
+    source = activation(path)["source"]
+    return str(source.split("?")[0].split("/")[4])
+
+
+@pytest.mark.parametrize("value", [b"", b"x", b"[]", b"{}", b'{"machine_id": 1, "boot_id": "x"}', b"\xff" * 100])
+def test_requests_that_are_none(file: Path, value: bytes) -> None:
+    with fails(errno.EINVAL):
+        os.setxattr(file, XATTR_ACTIVATE, value)
+
+
+def test_memory_has_no_swap_rw(mount: Mount) -> None:
+    path = mount("mem:16M").point / "file"
+    write_swap_file(path)
+    with fails(errno.EINVAL):
+        activate(path)
+    assert [result["step"] for result in check(path)["checks"] if result["outcome"] == "failed"] == ["swap-rw"]
+
+
+def test_a_read_only_export(mount: Mount, make_nfs_server: Callable[..., GaneshaServer]) -> None:
+    server = make_nfs_server(Export("ro", read_only=True))
+    write_swap_file(server.export_dir / "file")
+    path = mount(server.url()).point / "file"
+    with fails(errno.EROFS):
+        activate(path)
+    with fails(errno.EROFS):
+        path.with_name("new").touch()
+
+
+# --- the guard ---
+
+
+def test_an_active_file_is_guarded(active: Path) -> None:
+    neighbour, directory = active.with_name("neighbour"), active.with_name("directory")
+    neighbour.write_text("neighbour")
+    directory.mkdir()
+    content = active.read_bytes()
+    for write in (
+        lambda: _write(active),
+        lambda: _write(active, os.O_APPEND),
+        lambda: _write(active, os.O_SYNC),
+        lambda: active.write_bytes(b"x"),
+        lambda: os.truncate(active, PAGES * PAGE_SIZE),
+        lambda: os.truncate(active, PAGE_SIZE),
+        lambda: os.truncate(active, 1 << 30),
+    ):
+        with fails(errno.ETXTBSY):
+            write()
+    for remove in (
+        lambda: active.unlink(),
+        lambda: active.rename(active.with_name("moved")),
+        lambda: active.rename(directory / "moved"),
+        lambda: neighbour.rename(active),
+    ):
+        with fails(errno.EPERM):
+            remove()
+    assert active.read_bytes() == content
+    os.link(active, directory / "link")
+    with fails(errno.EPERM):
+        (directory / "link").unlink()
+    directory.rename(active.with_name("renamed"))
+    neighbour.write_text("changed")
+    deactivate(active)
+    active.write_bytes(b"ordinary again")
+    active.unlink()
+
+
+def test_handles_from_before_gain_nothing(file: Path) -> None:
+    with file.open("r+b", buffering=0) as old:
+        activate(file)
+        with fails(errno.ETXTBSY):
+            old.write(b"x")
+        with fails(errno.ETXTBSY):
+            os.ftruncate(old.fileno(), 0)
+        assert len(old.read()) == PAGES * PAGE_SIZE
+        os.fsync(old.fileno())
+        deactivate(file)
+        old.seek(0)
+        old.write(b"x")
+
+
+def test_attributes_of_an_active_file_are_pinned(active: Path, nfs_dir: Path) -> None:
+    active.chmod(0o640)
+    os.chown(active, 5, 6)
+    os.utime(active, ns=(10**18, 10**18 + 1))
+    found = active.stat()
+    assert (found.st_mode & 0o777, found.st_uid, found.st_gid) == (0o640, 5, 6)
+    assert (found.st_atime_ns, found.st_mtime_ns) == (10**18, 10**18 + 1)
+    behind = nfs_dir / active.name
+    wait_until(lambda: behind.stat().st_mtime_ns == 10**18 + 1, seconds=10, what="the server's attributes")
+    assert behind.stat().st_mode & 0o777 == 0o640
+    os.truncate(behind, 10)  # another client
+    wait_until(lambda: active.stat().st_size == PAGES * PAGE_SIZE, seconds=1)
+    assert active.stat().st_size == PAGES * PAGE_SIZE
+
+
+# --- without the server ---
+
+
+def test_a_dead_server_delays_nothing_about_an_active_file(mount: Mount, fresh_nfs_server: GaneshaServer) -> None:
+    mounted = mount(fresh_nfs_server.url())
+    path = mounted.point / "swapfile"
+    write_swap_file(path)
+    activate(path)
+    with path.open("r+b", buffering=0) as file:
+        fresh_nfs_server.kill()
+        for call in (
+            lambda: os.fsync(file.fileno()),
+            lambda: os.fchmod(file.fileno(), 0o600),
+            lambda: os.fchown(file.fileno(), 0, 0),
+            lambda: os.fstat(file.fileno()),
+            lambda: os.utime(file.fileno(), (1, 1)),
+        ):
+            assert _seconds(call) < 0.5
+        for refused in (lambda: file.write(b"x"), lambda: os.ftruncate(file.fileno(), 0)):
+
+            def call(refused: Callable[[], object] = refused) -> None:
+                with fails(errno.ETXTBSY):
+                    refused()
+
+            assert _seconds(call) < 0.5
+        # The way by name stays open, though names and directories may have to be answered from memory.
+        assert activation(path)["size_bytes"] == PAGES * PAGE_SIZE
+    assert _seconds(lambda: deactivate(path)) < 6
+    fresh_nfs_server.start()
+    with fails(errno.ENODATA):
+        activation(path)
+    activate(path)
+    assert mounted.stop() == 0
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begin = time.monotonic()
+    call()
+    return time.monotonic() - begin
+
+
+# --- a process started again ---
+
+
+def test_a_new_process_knows_the_files_of_running_engines(
+    mount: Mount, active: Path, nfs_server: GaneshaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fuseswap.filesystem import adoption
+
+    run_directory = tmp_path / "run"
+    for name, pid in (("mine", os.getpid()), ("dead", 0)):
+        _write_counters(run_directory / name / "counters", activation(active), pid)
+    (run_directory / "odd").mkdir()
+    (run_directory / "odd/counters").write_bytes(b"garbage")
+    monkeypatch.setattr(adoption, "_is_engine", lambda pid: pid == os.getpid())
+    found = list(adoption.active_elsewhere(run_directory))
+    assert [item.source for item in found] == [activation(active)["source"]]
+
+
+def _write_counters(path: Path, plain: dict[str, object], pid: int) -> None:
+    path.parent.mkdir(parents=True)
+    data = bytearray(COUNTERS_BYTES)
+    counters = Counters(data)
+    counters.initialize({"name": path.parent.name, "activation": plain})
+    counters.words[Word.ENGINE_PID] = pid
+    counters.close()
+    path.write_bytes(data)
