@@ -106,10 +106,10 @@ class NameOperations(Serving):
     ) -> None:
         old_parent, new_parent, caller = self.node(parent_inode_old), self.node(parent_inode_new), self.callers.of(ctx)
         if flags:
-            exchange = Operation.RENAME_EXCHANGE if flags & pyfuse3.RENAME_EXCHANGE else Operation.RENAME_SOURCE
-            await self._victim(exchange, old_parent, name_old, caller)
+            # An active file on either side is EPERM before the flags are EINVAL, as in may_delete.
+            await self._victim(Operation.RENAME_SOURCE, old_parent, name_old, caller)
             if flags & pyfuse3.RENAME_EXCHANGE:
-                await self._victim(exchange, new_parent, name_new, caller)
+                await self._victim(Operation.RENAME_TARGET, new_parent, name_new, caller)
             # NFSv3's RENAME replaces, and knows neither NOREPLACE nor EXCHANGE.
             raise OSError(errno.EINVAL, f"rename flags {flags:#x}")
         moved = await self._victim(Operation.RENAME_SOURCE, old_parent, name_old, caller)
