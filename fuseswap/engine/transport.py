@@ -67,6 +67,7 @@ EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EP
 """What the socket must be registered for. Without EPOLLRDHUP an end of the stream that comes together with the
 last reply would be missed: a short read ends the turn, and no further edge tells of it."""
 
+_BROADCAST: Final = libc.socket_address(socket.AF_INET6, "255.255.255.255", 1)
 _WAITING, _CONNECTING, _UP = range(3)
 
 # As plain integers: looking up an enumeration's member costs 0.15 us in Python 3.11.
@@ -335,6 +336,10 @@ class Transport:
         self._address_index = (self._address_index + 1) % len(self._addresses)
         self._state = _CONNECTING
         self._due_ns = now + CONNECT_LIMIT_NS
+        if ":" in self._target.addresses[self._address_index].host:
+            # After an IPv4 peer the socket would send its SYN by IPv4's road for ever. A connect that fails at
+            # once, as one to the broadcast address does, takes it back to IPv6's (tcp_v6_connect).
+            libc.connect(self._socket.fileno(), _BROADCAST)
         code = libc.connect(self._socket.fileno(), self._addresses[self._address_index])
         if code == 0:
             self._established()
