@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import re
+import signal
 import statistics
 import sys
 import tempfile
@@ -210,4 +211,6 @@ def new_table(*columns: str) -> Table:
 
 if __name__ == "__main__":
     os.umask(0o077)
+    # Ended by kill or timeout(1), it takes everything down as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     sys.exit(main())
