@@ -275,7 +275,7 @@ class Engine:
         is_write = opcode == _WRITE
         whole = size == length == (_TRANSFER_HEADER_BYTES + count if is_write else _TRANSFER_HEADER_BYTES)
         file = self._file
-        if not whole or opcode > 0xFF:
+        if not whole or opcode > 0xFF or not unique:
             refusal = errno.EIO
         elif node != FILE_NODE or not (handle == file.write_handle if is_write else file.is_open(handle)):
             refusal = errno.ETXTBSY if is_write else errno.EBADF
@@ -300,15 +300,14 @@ class Engine:
         extent = (
             self._reserve.charge_write(pages) if is_write else self._reserve.charge_read(request, pages)
         )
-        if extent is not None:
-            self._submit(request, extent)
+        if extent is not None and self._submit(request, extent):
+            self._answer([request])
 
-    def _submit(self, request: Request, extent: tuple[int, int]) -> None:
+    def _submit(self, request: Request, extent: tuple[int, int]) -> bool:
         start = extent[0] * PAGE_SIZE
         request.extent = extent
         request.memory = self._arena[start : start + request.length]
-        if self._plug.submit(request):
-            self._answer([request])
+        return self._plug.submit(request)
 
     def _take_message(self, size: int) -> None:
         head = min(size, _TRANSFER_HEADER_BYTES)
@@ -323,7 +322,9 @@ class Engine:
             return
         except UnsupportedKernel:
             self._reply(wire.error_answer(request.unique, errno.EPROTO))
-            raise
+            if not self.initialized:
+                raise
+            return
         if answer is not None:
             self._reply(answer)
         if request.opcode == Opcode.INIT:
@@ -346,6 +347,13 @@ class Engine:
     # Back to the kernel
 
     def _answer(self, requests: list[Request]) -> None:
+        self._finish(requests)
+        self._stalled = False
+        while (ready := self._reserve.next_ready()) is not None:
+            if self._submit(*ready):
+                self._finish([ready[0]])
+
+    def _finish(self, requests: list[Request]) -> None:
         words = self._words
         reserve = self._reserve
         for request in requests:
@@ -376,9 +384,6 @@ class Engine:
             assert request.extent is not None
             reserve.release(request.extent)
             self._requests -= 1
-        self._stalled = False
-        while (ready := reserve.next_ready()) is not None:
-            self._submit(*ready)
 
     def _trace(self, stage: Stage, request: Request, xid: int) -> None:
         now = time.monotonic_ns()
