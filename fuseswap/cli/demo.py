@@ -9,10 +9,8 @@ import contextlib
 import json
 import re
 import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from fuseswap.cli.demo_screen import Screen
 from fuseswap.cli.failure import Exit, Failure
 from fuseswap.cli.interrupts import Interrupts
 from fuseswap.cli.output import say, warn
+from fuseswap.cli.private import PrivateServer
 from fuseswap.cli.size import format_size
 from fuseswap.cli.steps import Step, build, tear_down
 from fuseswap.cli.table import columns
@@ -30,14 +29,11 @@ from fuseswap.cli.updown import bring_up, take_down
 from fuseswap.host import fusectl, hog, rundir
 from fuseswap.host.bounded import HostError, abandon
 from fuseswap.host.cgroup import MemoryCgroup
-from fuseswap.host.ganesha import GaneshaServer
 from fuseswap.host.machine import swapped_pages
 from fuseswap.host.mounts import mount_at
 from fuseswap.host.swap import PRIORITY_MAX, swaps
 from fuseswap.swap.units import PAGE_SIZE
 
-_PARENT_DIRECTORY = "/var/tmp"
-"""On a disk: a tmpfs has no file handles for the NFS server, and would compete for memory."""
 _ZSWAP = Path("/sys/module/zswap/parameters/enabled")
 _SIZE_BYTES_MIN = 16 << 20
 _LIMIT_BYTES_MIN = 32 << 20
@@ -113,8 +109,7 @@ class _Demo:
     limit_bytes: int
     interrupts: Interrupts
     name: str = field(factory=lambda: f"demo-{secrets.token_hex(3)}")
-    directory: Path | None = None
-    server: GaneshaServer | None = None
+    private: PrivateServer = field(factory=lambda: PrivateServer("demo"))
     cgroup: MemoryCgroup | None = None
     process: "subprocess.Popen[str] | None" = None
     zswap: str | None = None
@@ -123,9 +118,8 @@ class _Demo:
     def run(self) -> Proof:
         """Everything, and back. Failure, HostError; nothing is left behind, whatever happens."""
         steps = [
-            Step("directory", self._make_directory, self._remove_directory),
+            *self.private.steps(),
             Step("zswap setting", self._zswap_off, self._zswap_back),
-            Step("NFS server", self._start_server, self._stop_server),
             Step("swap", self._up, self._down),
             Step("memory cgroup", self._make_cgroup, self._remove_cgroup),
             Step("process in it", self._run_hog, self._end_hog),
@@ -134,13 +128,6 @@ class _Demo:
         tear_down(steps)
         assert self.proof is not None
         return self.proof
-
-    def _make_directory(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="fuseswap-demo-", dir=_PARENT_DIRECTORY))
-
-    def _remove_directory(self) -> None:
-        if self.directory is not None:
-            shutil.rmtree(self.directory, ignore_errors=True)
 
     def _zswap_off(self) -> None:
         # zswap would keep pages in memory, compressed, that the demo wants to see on the server.
@@ -152,22 +139,11 @@ class _Demo:
         if self.zswap is not None:
             _ZSWAP.write_text(self.zswap)
 
-    def _start_server(self) -> None:
-        assert self.directory is not None
-        say("demo: starting a private nfs-ganesha")
-        self.server = GaneshaServer(self.directory)
-        self.server.start()
-
-    def _stop_server(self) -> None:
-        if self.server is not None:
-            self.server.stop()
-
     def _up(self) -> None:
-        assert self.server is not None
         for area in swaps():
             say(f"demo: {area.path} is active too; the demo's swap is used before it")
         size = -(-(self.size_bytes + _MARGIN_BYTES) // PAGE_SIZE) * PAGE_SIZE
-        url = self.server.url(self.name)
+        url = self.private.server.url(self.name)
         bring_up(self.name, url, self.interrupts, size_bytes=size, priority=PRIORITY_MAX)
 
     def _down(self) -> None:
@@ -223,12 +199,11 @@ class _Demo:
         )
 
     def _restart_server(self) -> None:
-        assert self.server is not None
         say("demo: killing the server (SIGKILL) and starting it again")
         # Taking everything down needs the server, too.
         with self.interrupts.deferred():
-            self.server.kill()
-            self.server.start()
+            self.private.server.kill()
+            self.private.server.start()
 
     def _end_hog(self) -> None:
         if self.process is None or self.process.poll() is not None:

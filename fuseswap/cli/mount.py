@@ -54,11 +54,12 @@ def start(source: str, mountpoint: str, options: str) -> None:
     The process is its own session's leader and nobody's child: it outlives the command.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
+    last_words = os.memfd_create("fuseswap-filesystem-stderr", os.MFD_CLOEXEC)
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "fuseswap.cli.daemon", str(writer), source, mountpoint, options],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=last_words,
         pass_fds=(writer,),
         cwd="/",
         start_new_session=True,
@@ -66,19 +67,31 @@ def start(source: str, mountpoint: str, options: str) -> None:
     )
     os.close(writer)
     try:
-        with os.fdopen(reader, "rb") as pipe:
-            poll = select.poll()
-            poll.register(pipe, select.POLLIN)
-            answer = pipe.readline() if poll.poll(_START_SECONDS * 1000) else b""
+        report = _answer(reader, source, last_words)
     except BaseException:
         abandon(process)
         raise
-    silence = {"error": f"{source}: no answer within {_START_SECONDS:g} s"}
-    report: dict[str, Any] = json.loads(answer) if answer else silence
+    finally:
+        os.close(last_words)
     if "error" in report:
         abandon(process)
-        raise Failure(report["error"], Exit(int(report.get("code", Exit.SERVER))))
+        raise Failure(report["error"], Exit(int(report["code"])))
     process.wait()
+
+
+def _answer(reader: int, source: str, last_words: int) -> dict[str, Any]:
+    """What the filesystem process says of itself (see `daemon.main`)."""
+    with os.fdopen(reader, "rb") as pipe:
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
+        if not poll.poll(_START_SECONDS * 1000):
+            return {"error": f"{source}: no answer within {_START_SECONDS:g} s", "code": Exit.SERVER}
+        line = pipe.readline()
+    if line:
+        report: dict[str, Any] = json.loads(line)
+        return report
+    words = os.pread(last_words, 1 << 16, 0).decode(errors="replace").strip() or "without a word"
+    return {"error": f"{source}: its filesystem process ended: {words.splitlines()[-1]}", "code": Exit.FAILED}
 
 
 def stop(mounted: Mount) -> None:

@@ -99,7 +99,15 @@ def _add_reports(add: _Add) -> None:
     status.add_argument("--json", action="store_true", help="print one JSON object")
     status.add_argument("-v", "--verbose", action="store_true", help="with the end of each engine's log")
 
-    add("contract", "contract:contract", "print what an active swap file allows, and why")
+    contract = add("contract", "contract:contract", "print what swap demands of a file, what it allows, and why")
+    form = contract.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--markdown", action="store_true", help="print docs/reference/contract.md")
+
+    trace = add("trace", "trace:trace", "show each page's way to the server and back, stage by stage")
+    trace.add_argument("name", metavar="NAME", type=_name, help="what `status` calls it")
+    trace.add_argument("--seconds", type=_seconds, metavar="N", help="end after so long (default: at Ctrl-C)")
+    trace.add_argument("--json", action="store_true", help="print one JSON object for each request, a line each")
 
     demo = add("demo", "demo:demo", "really swap to a private NFS server on this machine, with proof")
     demo.add_argument("--size", type=_size, default=600 << 20, help="memory that is pushed out (default: 600M)")

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from fuseswap.cli import create as creating
+from fuseswap.cli import mount as mounting
+from fuseswap.cli.failure import Failure
 from fuseswap.cli.main import main
 from fuseswap.host.ganesha import Export, GaneshaServer
 from fuseswap.host.swap import make_header
@@ -359,3 +361,10 @@ def test_output_that_nobody_reads() -> None:
     process.stdout = None
     result = finish(process)
     assert result.errors == ""
+
+
+def test_a_filesystem_process_that_dies_at_once(monkeypatch: pytest.MonkeyPatch, mount_point: Path) -> None:
+    # As if the installation were broken.
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(Failure, match="its filesystem process ended: without a word"):
+        mounting.start("nfs://127.0.0.1/export", str(mount_point), "")

@@ -2,18 +2,19 @@
 
 import json
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fuseswap.host import rundir
+from fuseswap.host import processes, rundir
 from fuseswap.host.cgroup import memory_hierarchy
 from fuseswap.host.loop import loop_devices
 from fuseswap.host.mounts import mounts
 from fuseswap.host.swap import swaps
 from tests.cli.command import finish, start
-from tests.cli.swapped import is_clean
+from tests.cli.swapped import is_clean, kill, server_process
 
 pytestmark = pytest.mark.swap
 
@@ -68,17 +69,42 @@ def test_the_demo_proves_every_page() -> None:
     assert "killing the server" in result.errors
 
 
-@pytest.mark.parametrize("stage", ["writing", "with direct I/O", "unique pages", "killing the server"])
-def test_an_interrupted_demo_leaves_nothing(stage: str) -> None:
+def run_until(stage: str) -> tuple["subprocess.Popen[str]", str]:
+    """A demo that has just said `stage`, and the name of its swap."""
     process = start("demo", *SMALL)
     assert process.stdout is not None
-    said = ""
+    said = name = ""
     while stage not in said:
         said = process.stdout.readline()
         assert said, f"the demo ended before {stage}"
-    name = said.split(":")[0] if said.startswith("demo-") else ""
+        if said.startswith("demo-"):
+            name = said.partition(":")[0]
+    return process, name
+
+
+@pytest.mark.parametrize("stage", ["writing", "with direct I/O", "unique pages", "killing the server"])
+def test_an_interrupted_demo_leaves_nothing(stage: str) -> None:
+    process, name = run_until(stage)
     process.send_signal(signal.SIGINT)
-    result = finish(process, seconds=60)
+    result = finish(process)
     assert (result.code, result.line) == (1, "interrupted by SIGINT")
-    if name:
-        assert is_clean(name)
+    assert is_clean(name)
+
+
+def test_filesystem_and_supervisor_cost_no_page() -> None:
+    process, name = run_until("unique pages")
+    kill(server_process(name, processes.FILESYSTEM))
+    kill(server_process(name, processes.SUPERVISOR))
+    result = finish(process)
+    assert (result.code, result.errors) == (0, "")
+    assert "\n0 wrong pages\n" in result.output
+    assert is_clean(name)
+
+
+def test_a_killed_engine_is_said() -> None:
+    process, name = run_until("killing the server")
+    kill(server_process(name, processes.ENGINE))
+    result = finish(process)
+    assert result.code == 1
+    assert result.errors.endswith("before it had read all its pages: pages were lost\n")
+    assert is_clean(name)
