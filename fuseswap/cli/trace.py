@@ -5,6 +5,7 @@ file says that somebody reads; so this costs nothing while nobody does. A reader
 loses records, and says how many.
 """
 
+import fcntl
 import json
 import mmap
 import os
@@ -229,49 +230,38 @@ def _line(cells: Iterable[str]) -> str:
 
 @contextmanager
 def _counters(name: str) -> Iterator[Counters]:
-    """NAME's counters, writable. Failure if there are none."""
+    """NAME's counters, writable, and no other reader's trace meanwhile. Failure if that cannot be."""
     try:
-        with (rundir.directory(name) / "counters").open("r+b") as stream:
-            mapping = mmap.mmap(stream.fileno(), COUNTERS_BYTES)
+        descriptor = os.open(rundir.directory(name) / "counters", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         raise Failure(f"{name} is not up: fuseswap status lists what is") from None
-    except ValueError:
-        raise Failure(f"{name}: its counters are not of this version: fuseswap down {name}") from None
-    with mapping:
-        counters = Counters(mapping)
+    with os.fdopen(descriptor, "r+b") as stream:
         try:
-            counters.identity()
-            yield counters
-        except ValueError as error:
-            raise Failure(f"{name}: {error}") from None
-        finally:
-            counters.close()
+            # Two readers would end each other's trace. The kernel lets the lock go with its process.
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mapping = mmap.mmap(descriptor, COUNTERS_BYTES)
+        except BlockingIOError:
+            raise Failure(f"{name} is being traced already, by another fuseswap trace") from None
+        except ValueError:
+            raise Failure(f"{name}: its counters are not of this version: fuseswap down {name}") from None
+        with mapping:
+            counters = Counters(mapping)
+            try:
+                yield counters
+            finally:
+                counters.close()
 
 
 @contextmanager
 def _tracing(name: str, counters: Counters) -> Iterator[None]:
-    """The engine traces in this block. The word holds our number, so that a second reader can tell who is here.
-
-    Failure if another reader is, or no engine.
-    """
-    reader = counters.words[Word.TRACE]
-    if reader and _is_reader(reader):
-        raise Failure(f"{name} is being traced already, by process {reader}")
+    """The engine traces in this block. Failure if there is no engine."""
     if not _alive(counters):
         raise Failure(f"the engine of {name} is dead: fuseswap down {name}")
-    counters.words[Word.TRACE] = os.getpid()
+    counters.words[Word.TRACE] = 1
     try:
         yield
     finally:
         counters.words[Word.TRACE] = 0
-
-
-def _is_reader(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
 
 
 def _alive(counters: Counters) -> bool:
