@@ -30,6 +30,7 @@ _OPEN_IN = struct.Struct("<II")
 _OPEN_OUT = struct.Struct("<QIi")
 _FH = struct.Struct("<Q")
 _DIRENT = struct.Struct("<QQII")
+_SETATTR_IN = struct.Struct("<I84x")
 _READDIR_IN = struct.Struct("<QQI")
 _STATFS_OUT = struct.Struct("<QQQQQIIII24x")
 
@@ -40,6 +41,7 @@ PROTOCOL_MAJOR: Final = 7
 PROTOCOL_MINOR_MIN: Final = 31
 PROTOCOL_MINOR: Final = 45
 NAME_BYTES_MAX: Final = 255
+_FATTR_SIZE: Final = 1 << 3
 
 
 class Opcode(IntEnum):
@@ -48,6 +50,14 @@ class Opcode(IntEnum):
     LOOKUP = 1
     FORGET = 2
     GETATTR = 3
+    SETATTR = 4
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
     OPEN = 14
     READ = 15
     WRITE = 16
@@ -59,10 +69,12 @@ class Opcode(IntEnum):
     OPENDIR = 27
     READDIR = 28
     RELEASEDIR = 29
+    CREATE = 35
     INTERRUPT = 36
     DESTROY = 38
     BATCH_FORGET = 42
     FALLOCATE = 43
+    RENAME2 = 45
 
 
 UNANSWERED: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT})
@@ -150,6 +162,11 @@ def parse_name(request: FuseRequest) -> bytes:
 def parse_open_flags(request: FuseRequest) -> int:
     """The open(2) flags of fuse_open_in."""
     return _unpack(_OPEN_IN, request)[0]
+
+
+def parse_setattr_size(request: FuseRequest) -> bool:
+    """Whether a SETATTR is a truncate (FATTR_SIZE in fuse_setattr_in.valid)."""
+    return bool(_unpack(_SETATTR_IN, request)[0] & _FATTR_SIZE)
 
 
 def parse_handle(request: FuseRequest) -> int:

@@ -20,6 +20,20 @@ WANTED_FLAGS: Final = REQUIRED_FLAGS | InitFlag.ASYNC_READ | InitFlag.ATOMIC_O_T
 BACKGROUND_MAX: Final = 256
 """Asynchronous requests that the kernel may have under way: twice the loop device's nr_requests of 128."""
 
+_CHANGES: Final = frozenset(
+    {
+        Opcode.SYMLINK,
+        Opcode.MKNOD,
+        Opcode.MKDIR,
+        Opcode.UNLINK,
+        Opcode.RMDIR,
+        Opcode.RENAME,
+        Opcode.LINK,
+        Opcode.CREATE,
+        Opcode.RENAME2,
+    }
+)
+
 _OPEN_FLAGS: Final = OpenFlag.DIRECT_IO | OpenFlag.PARALLEL_DIRECT_WRITES | OpenFlag.NOFLUSH
 
 
@@ -85,7 +99,12 @@ class PrivateFile:
             case Opcode.FALLOCATE:
                 # A discard of the loop device arrives like this, whoever asked for it.
                 return errno.EOPNOTSUPP
+            case Opcode.SETATTR:
+                return errno.ETXTBSY if wire.parse_setattr_size(request) else errno.EPERM
+            case opcode if opcode in _CHANGES:
+                return errno.EPERM
             case _:
+                # The kernel remembers ENOSYS and asks no more.
                 return errno.ENOSYS
 
     def _init(self, request: FuseRequest) -> bytes:

@@ -151,11 +151,18 @@ def test_getattr_knows_the_root_and_the_file() -> None:
     ("opcode", "wanted"),
     [
         (43, errno.EOPNOTSUPP),  # FALLOCATE
-        *((opcode, errno.ENOSYS) for opcode in (4, 5, 6, 8, 9, 10, 11, 12, 13, 21, 22, 34, 35, 37, 39, 45, 46, 47)),
+        *((opcode, errno.EPERM) for opcode in (4, 6, 8, 9, 10, 11, 12, 13, 35, 45)),
+        *((opcode, errno.ENOSYS) for opcode in (5, 21, 22, 23, 24, 34, 37, 39, 46, 47)),
     ],
 )
 def test_what_changes_the_file_or_its_name_is_refused(opcode: int, wanted: int) -> None:
     assert ask(new_file(), opcode, bytes(120), node=FILE_NODE)[0] == wanted
+
+
+def test_a_truncate_is_text_busy_and_another_setattr_not_permitted() -> None:
+    for valid in range(1 << 10):
+        wanted = errno.ETXTBSY if valid & 1 << 3 else errno.EPERM
+        assert ask(new_file(), 4, struct.pack("<I84x", valid))[0] == wanted
 
 
 @given(offset=st.integers(0, 2**64 - 1), size=st.integers(0, 2**32 - 1))
