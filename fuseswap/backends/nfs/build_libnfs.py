@@ -4,6 +4,11 @@ Run by setup.py when the package is installed. libnfs 4 and 5 name the
 calls rpc_nfs3_*_async and return int; libnfs 6 and later name them rpc_nfs3_*_task, return a pointer, and
 receive READ data into the caller's buffer. The shims below hide that: every `call_*` returns 0 when the call
 is queued, and its reply arrives at the one callback `libnfs_reply` with the caller's key.
+
+Up to 6.0.2 libnfs checks lengths in a reply by a sum that overflows, so that a length of 2 GiB moves its
+position out of the buffer and the process dies. The guards below stand in front of those decoders: libnfs
+calls its exported functions through the linkage table, and the dynamic linker finds a definition in the
+object that was opened (this one) before that in its dependency.
 """
 
 from cffi import FFI  # type: ignore[import-untyped]
@@ -207,11 +212,13 @@ struct AUTH *libnfs_authunix_create(
 extern "Python" void libnfs_reply(struct rpc_context *rpc, int status, void *data, void *key);
 
 #define READ_INTO_BUFFER ...
+int guards_stand(void);
 int call_mnt(struct rpc_context *rpc, char *path, void *key);
 int call_read(struct rpc_context *rpc, READ3args *args, void *buffer, void *key);
 """
 
 SOURCE = """
+#define _GNU_SOURCE
 #include <nfsc/libnfs.h>
 #include <nfsc/libnfs-raw.h>
 #include <nfsc/libnfs-raw-mount.h>
@@ -242,6 +249,74 @@ static int call_mnt(struct rpc_context *rpc, char *path, void *key)
 }
 """
 
+GUARDS = """
+#include <arpa/inet.h>
+#include <dlfcn.h>
+#include <string.h>
+
+static uint32_t bytes_left(ZDR *zdr)
+{
+    return zdr->pos < 0 || zdr->pos > zdr->size ? 0 : (uint32_t)(zdr->size - zdr->pos);
+}
+
+static int length_fits(ZDR *zdr, uint32_t unit)
+{
+    uint32_t length;
+
+    if (zdr->x_op != ZDR_DECODE)
+        return 1;
+    if (bytes_left(zdr) < 4)
+        return 0;
+    memcpy(&length, zdr->buf + zdr->pos, 4);
+    return ntohl(length) <= (bytes_left(zdr) - 4) / unit;
+}
+
+#define NEXT(name) \\
+    static __typeof__(&name) next; \\
+    if (next == NULL) \\
+        next = (__typeof__(&name))dlsym(RTLD_NEXT, #name);
+
+bool_t libnfs_zdr_bytes(ZDR *zdr, char **bytes, uint32_t *size, uint32_t maxsize)
+{
+    NEXT(libnfs_zdr_bytes)
+    return length_fits(zdr, 1) ? next(zdr, bytes, size, maxsize) : 0;
+}
+
+bool_t libnfs_zdr_string(ZDR *zdr, char **string, uint32_t maxsize)
+{
+    NEXT(libnfs_zdr_string)
+    return length_fits(zdr, 1) ? next(zdr, string, maxsize) : 0;
+}
+
+bool_t libnfs_zdr_array(
+    ZDR *zdr, char **array, uint32_t *size, uint32_t maxsize, uint32_t elsize, zdrproc_t proc)
+{
+    NEXT(libnfs_zdr_array)
+    return length_fits(zdr, 4) ? next(zdr, array, size, maxsize, elsize, proc) : 0;
+}
+
+bool_t libnfs_zdr_opaque(ZDR *zdr, char *bytes, uint32_t size)
+{
+    NEXT(libnfs_zdr_opaque)
+    return zdr->x_op != ZDR_DECODE || size <= bytes_left(zdr) ? next(zdr, bytes, size) : 0;
+}
+
+static int guards_stand(void)
+{
+    /* Without them this length is taken, and only the position is lost. */
+    char reply[8] = {(char)0x80, 0, 0, 0};
+    nfs_fh3 handle;
+    ZDR zdr;
+    int taken;
+
+    memset(&handle, 0, sizeof(handle));
+    libnfs_zdrmem_create(&zdr, reply, sizeof(reply), ZDR_DECODE);
+    taken = zdr_nfs_fh3(&zdr, &handle);
+    libnfs_zdr_destroy(&zdr);
+    return !taken;
+}
+"""
+
 SHIM = """
 static int call_{name}(struct rpc_context *rpc, {args} *args, void *key)
 {{
@@ -260,4 +335,4 @@ def _each_procedure(template: str) -> str:
 
 ffibuilder = FFI()
 ffibuilder.cdef(TYPES + FUNCTIONS + _each_procedure(DECLARATION))
-ffibuilder.set_source("fuseswap.backends.nfs._libnfs", SOURCE + _each_procedure(SHIM), libraries=["nfs"])
+ffibuilder.set_source("fuseswap.backends.nfs._libnfs", SOURCE + GUARDS + _each_procedure(SHIM), libraries=["nfs"])

@@ -17,7 +17,7 @@ from attrs import frozen
 
 from fuseswap.backends.nfs.codec import BadReply, Call, NfsError
 from fuseswap.backends.nfs.connection import Connection, ConnectionLost, Pending, Refused
-from fuseswap.backends.nfs.status import NFS3ERR_JUKEBOX
+from fuseswap.backends.nfs.status import NFS3ERR_JUKEBOX, errno_of
 from fuseswap.backends.protocol import Caller
 from fuseswap.swap.target import Address
 
@@ -77,9 +77,8 @@ class Client:
         )
 
     async def call(self, call: Call[T], caller: Caller) -> T:
-        """The server's answer. OSError (NfsError) is its definite refusal; EIO when it talks nonsense."""
-        pending = await self._answered(call, caller)
-        return _value(pending)
+        """The server's answer. OSError with the errno of its refusal; EIO when it talks nonsense."""
+        return _value(await self._answered(call, caller))
 
     async def call_once(self, call: Call[T], caller: Caller, executed: int) -> T | None:
         """As `call`, for what must not be executed twice.
@@ -87,12 +86,10 @@ class Client:
         None when the answer to a repetition is `executed`, the nfsstat3 that an execution before it causes.
         """
         pending = await self._answered(call, caller)
-        try:
-            return _value(pending)
-        except NfsError as error:
-            if error.status == executed and pending.sendings > 1:
-                return None
-            raise
+        error = _error(pending)
+        if isinstance(error, NfsError) and error.status == executed and pending.sendings > 1:
+            return None
+        return _value(pending)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -113,15 +110,15 @@ class Client:
                 finally:
                     self._connection = None
                     connection.close()
-                failures = failures + 1 if trio.current_time() - began < CONNECT_SECONDS else 0
+                # A server that accepts and answers nothing is one that refuses.
+                failures = 0 if connection.reply_time > began else failures + 1
                 log.warning("connection to %s lost, connecting again", self._addresses[0].host)
 
     async def _answered(self, call: Call[T], caller: Caller) -> Pending[T]:
         bad_replies = 0
         for delay in _delays(*_JUKEBOX_SECONDS):
             pending = await self._exchange(call, caller)
-            assert pending.outcome is not None
-            error = pending.outcome[1] if not pending.outcome[0] else None
+            error = _error(pending)
             if isinstance(error, NfsError) and error.status == NFS3ERR_JUKEBOX:
                 pass
             elif isinstance(error, BadReply) or (isinstance(error, Refused) and _UNREADABLE in str(error)):
@@ -197,11 +194,19 @@ class Client:
                 connection.drop()
 
 
+def _error(pending: Pending[Any]) -> Exception | None:
+    assert pending.outcome is not None
+    return None if pending.outcome[0] else pending.outcome[1]
+
+
 def _value(pending: Pending[T]) -> T:
     assert pending.outcome is not None
     if pending.outcome[0]:
         return pending.outcome[1]
     error = pending.outcome[1]
+    if isinstance(error, NfsError):
+        # Made here, not inherited: only OSError itself becomes FileNotFoundError and its like.
+        raise OSError(errno_of(error.status), str(error))
     if isinstance(error, OSError):
         raise error
     if isinstance(error, Refused) and _PROC_UNAVAIL in str(error):

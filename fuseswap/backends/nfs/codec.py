@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 from attrs import define, frozen
 
 from fuseswap.backends.nfs._libnfs import ffi, lib
-from fuseswap.backends.nfs.status import NFS3_OK, errno_of
+from fuseswap.backends.nfs.status import NFS3_OK
 from fuseswap.backends.protocol import (
     Attributes,
     Entry,
@@ -59,11 +59,11 @@ class BadReply(Exception):
     """The server's answer breaks RFC 1813."""
 
 
-class NfsError(OSError):
-    """A definite answer of the server other than NFS3_OK; `errno` is what the user shall see."""
+class NfsError(Exception):
+    """A definite answer of the server other than NFS3_OK; `client` makes an OSError of it."""
 
     def __init__(self, status: int) -> None:
-        super().__init__(errno_of(status), f"nfsstat3 {status}")
+        super().__init__(f"nfsstat3 {status}")
         self.status = status
 
 

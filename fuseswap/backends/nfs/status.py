@@ -47,9 +47,9 @@ def errno_of(status: int) -> int:
 
 MOUNT_STATUS_TEXT: Final = {
     1: "not permitted",
-    2: "the export does not exist on the server",
+    2: "no such export",
     5: "I/O error on the server",
-    13: "the server refuses access, see its export list and whether it wants a source port below 1024",
+    13: "no such export for this machine, or the server wants a source port below 1024",
     20: "not a directory",
     22: "invalid argument",
     63: "the path is too long",
