@@ -1,7 +1,11 @@
-"""A coroutine on an opened source, from a command that knows nothing of trio; Ctrl-C lets it clean up."""
+"""A coroutine on an opened source or directory, from a command that knows nothing of trio.
+
+Ctrl-C lets it clean up.
+"""
 
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Generic, TypeVar
 
 import trio
@@ -11,13 +15,14 @@ from fuseswap.backends.protocol import Backend
 from fuseswap.backends.source import open_source
 from fuseswap.cli.interrupts import SIGNALS, Interrupted
 
+P = TypeVar("P")
 T = TypeVar("T")
 
 
 @define(eq=False)
-class _Run(Generic[T]):
-    source: str
-    work: Callable[[Backend], Awaitable[T]]
+class _Run(Generic[P, T]):
+    open: Callable[[], AbstractAsyncContextManager[P]]
+    work: Callable[[P], Awaitable[T]]
     opening: trio.CancelScope = field(factory=trio.CancelScope)
     working: trio.CancelScope = field(factory=trio.CancelScope)
     opened: bool = False
@@ -36,11 +41,11 @@ class _Run(Generic[T]):
             nursery.cancel_scope.cancel()
 
     async def _open_and_work(self) -> None:
-        async with open_source(self.source) as backend:
+        async with self.open() as place:
             self.opened = True
             with self.working:
                 try:
-                    self.results.append(await self.work(backend))
+                    self.results.append(await self.work(place))
                 except Exception as error:
                     # Beyond the backend's nursery it would be a group.
                     self.error = error
@@ -59,12 +64,16 @@ class _Run(Generic[T]):
 
 
 def with_source(source: str, work: Callable[[Backend], Awaitable[T]]) -> T:
-    """`await work(backend)` on an opened source.
+    """`await work(backend)` on an opened source. SourceError, and whatever `work` raises."""
+    return with_opened(lambda: open_source(source), work)
 
-    A signal cancels the work and is raised again once it has cleaned up. SourceError, and whatever `work`
-    raises.
+
+def with_opened(open: Callable[[], AbstractAsyncContextManager[P]], work: Callable[[P], Awaitable[T]]) -> T:
+    """`await work(place)` on what `open` opens.
+
+    A signal cancels the work and is raised again once it has cleaned up. Whatever `open` and `work` raise.
     """
-    run = _Run(source, work)
+    run = _Run(open, work)
     trio.run(run.main)
     if run.signals:
         signal.raise_signal(run.signals[0])

@@ -8,12 +8,14 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import trio
 
-from fuseswap.backends.protocol import Attributes, Backend, Caller, FileType, Handle
-from fuseswap.cli.backend_run import with_source
+from fuseswap.backends.protocol import Attributes, Caller, FileType, Handle, Listing, Statistics
+from fuseswap.cli.backend_run import with_opened, with_source
 from fuseswap.cli.failure import Exit, Failure
+from fuseswap.cli.local_directory import open_directory
 from fuseswap.cli.output import progress, say, warn
 from fuseswap.cli.size import format_size
 from fuseswap.host.swap import make_header
@@ -31,25 +33,63 @@ _STALE_SECONDS = 3.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class Place(Protocol):
+    """What of the backend protocol it takes to make a file in a directory (`root`)."""
+
+    root: Handle
+
+    async def lookup(self, parent: Handle, name: bytes, caller: Caller) -> tuple[Handle, Attributes]: ...
+
+    async def create(
+        self, parent: Handle, name: bytes, mode: int, exclusive: bool, caller: Caller
+    ) -> tuple[Handle, Attributes]: ...
+
+    async def unlink(self, parent: Handle, name: bytes, caller: Caller) -> None: ...
+
+    async def rename(
+        self, old_parent: Handle, old_name: bytes, new_parent: Handle, new_name: bytes, caller: Caller
+    ) -> None: ...
+
+    async def readdir(self, handle: Handle, cookie: int, verifier: bytes, caller: Caller) -> Listing: ...
+
+    async def read(self, handle: Handle, offset: int, length: int, caller: Caller) -> bytes: ...
+
+    async def write(
+        self, handle: Handle, offset: int, data: bytes, stable: bool, caller: Caller
+    ) -> Attributes | None: ...
+
+    async def commit(self, handle: Handle, caller: Caller) -> None: ...
+
+    async def statistics(self, handle: Handle, caller: Caller) -> Statistics: ...
+
+
 def create(directory: str, name: str, size_bytes: int | None, shown: str) -> bool:
     """Make the file `name` in the source `directory`; True if it was made, False if it is there already.
 
     `size_bytes` None accepts a swap file of any size, and makes one of DEFAULT_BYTES. `shown` is what the user
     calls the file. Failure, SourceError; whatever happens, nothing half-made remains.
     """
+    return with_source(directory, lambda backend: _create(backend, name, size_bytes, shown))
 
-    async def work(backend: Backend) -> bool:
-        try:
-            return await _Creation(backend, os.fsencode(name), shown).run(size_bytes)
-        except OSError as error:
-            raise _explain(error, shown) from None
 
-    return with_source(directory, work)
+def create_local(directory: str, name: str, size_bytes: int | None, shown: str) -> bool:
+    """The same in a directory of this machine."""
+    try:
+        return with_opened(lambda: open_directory(directory), lambda place: _create(place, name, size_bytes, shown))
+    except OSError as error:
+        raise Failure(f"{directory}: {error.strerror}") from None
+
+
+async def _create(place: Place, name: str, size_bytes: int | None, shown: str) -> bool:
+    try:
+        return await _Creation(place, os.fsencode(name), shown).run(size_bytes)
+    except OSError as error:
+        raise _explain(error, shown) from None
 
 
 class _Creation:
-    def __init__(self, backend: Backend, name: bytes, shown: str) -> None:
-        self._backend = backend
+    def __init__(self, place: Place, name: bytes, shown: str) -> None:
+        self._place = place
         self._name = name
         self._shown = shown
         self._caller = Caller(os.getuid(), os.getgid())
@@ -62,9 +102,9 @@ class _Creation:
         await self._remove_stale()
         header = make_header(size)
         hidden = b".%b.%b.part" % (self._name[:200], secrets.token_hex(4).encode())
-        root = self._backend.root
+        root = self._place.root
         try:
-            handle, _ = await self._backend.create(root, hidden, 0o600, True, self._caller)
+            handle, _ = await self._place.create(root, hidden, 0o600, True, self._caller)
         except trio.Cancelled:
             # The server may have made it all the same.
             await self._remove(hidden)
@@ -73,11 +113,11 @@ class _Creation:
             say(f"{self._shown}: writing {format_size(size)}")
             with progress(f"{os.fsdecode(self._name)}", size) as show:
                 await self._fill(handle, size, show)
-            await self._backend.commit(handle, self._caller)
-            await self._backend.write(handle, 0, header, True, self._caller)
+            await self._place.commit(handle, self._caller)
+            await self._place.write(handle, 0, header, True, self._caller)
             if await self._is_there(size):
                 raise Failure(f"{self._shown}: another create made it meanwhile")
-            await self._backend.rename(root, hidden, root, self._name, self._caller)
+            await self._place.rename(root, hidden, root, self._name, self._caller)
         except BaseException:
             await self._remove(hidden)
             raise
@@ -91,7 +131,7 @@ class _Creation:
         handle, attributes = found
         if attributes.type is not FileType.REGULAR:
             raise Failure(f"{self._shown} exists and is not a regular file: choose another name", Exit.REFUSED)
-        page = await self._backend.read(handle, 0, PAGE_SIZE, self._caller)
+        page = await self._place.read(handle, 0, PAGE_SIZE, self._caller)
         try:
             parse_header(page, attributes.size, regular=True)
         except ContractError as error:
@@ -109,14 +149,14 @@ class _Creation:
 
     async def _lookup(self, name: bytes) -> tuple[Handle, Attributes] | None:
         try:
-            return await self._backend.lookup(self._backend.root, name, self._caller)
+            return await self._place.lookup(self._place.root, name, self._caller)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None
             raise
 
     async def _require_room(self, size: int) -> None:
-        statistics = await self._backend.statistics(self._backend.root, self._caller)
+        statistics = await self._place.statistics(self._place.root, self._caller)
         if statistics.available_bytes < size:
             raise Failure(
                 f"{self._shown}: no room: {format_size(statistics.available_bytes)} are free there,"
@@ -134,7 +174,7 @@ class _Creation:
                 for offset in offsets:
                     data = os.urandom(min(_BLOCK_BYTES, size - offset))
                     try:
-                        await self._backend.write(handle, offset, data, False, self._caller)
+                        await self._place.write(handle, offset, data, False, self._caller)
                     except OSError as error:
                         errors.append(error)
                         nursery.cancel_scope.cancel()
@@ -150,7 +190,7 @@ class _Creation:
         """Remove the half-made file, also when the work was cancelled."""
         with trio.CancelScope(shield=True), trio.move_on_after(_CLEANUP_SECONDS) as limit:
             try:
-                await self._backend.unlink(self._backend.root, hidden, self._caller)
+                await self._place.unlink(self._place.root, hidden, self._caller)
             except OSError as error:
                 if error.errno != errno.ENOENT:
                     why = os.strerror(error.errno or errno.EIO)
@@ -172,7 +212,7 @@ class _Creation:
         found = {}
         cookie, verifier, end = 0, b"", False
         while not end:
-            listing = await self._backend.readdir(self._backend.root, cookie, verifier, self._caller)
+            listing = await self._place.readdir(self._place.root, cookie, verifier, self._caller)
             for entry in listing.entries:
                 if entry.name.startswith(b".%b." % self._name[:200]) and entry.name.endswith(b".part"):
                     looked_up = await self._lookup(entry.name)

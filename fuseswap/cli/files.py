@@ -2,10 +2,8 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from fuseswap.cli import check as checking
 from fuseswap.cli import mount as mounting
@@ -14,10 +12,13 @@ from fuseswap.cli.failure import Exit, Failure
 from fuseswap.cli.interrupts import Interrupts
 from fuseswap.cli.output import say
 from fuseswap.cli.size import format_size
-from fuseswap.cli.source import is_url, same_file, split_file_url
+from fuseswap.cli.source import is_url, join_url, same_file, split_file_url
+from fuseswap.host import xattr
 from fuseswap.host.machine import boot_id, machine_id, require_root
 from fuseswap.host.mounts import FILESYSTEM_TYPE, absolute, mount_at
 from fuseswap.swap.target import ActivationRequest
+
+_LOOK_SECONDS = 10.0
 
 
 def mount(arguments: Any, interrupts: Interrupts) -> Exit:
@@ -50,14 +51,32 @@ def umount(arguments: Any, _interrupts: Interrupts) -> Exit:
 
 def create(arguments: Any, _interrupts: Interrupts) -> Exit:
     """`fuseswap create FILE|URL --size SIZE`."""
-    from fuseswap.cli.create import create as create_file
-
-    directory, name = _directory_and_name(arguments.file)
-    if create_file(directory, name, arguments.size, arguments.file):
-        say(f"{arguments.file}: {format_size(arguments.size)}, swap header written")
+    file, size = arguments.file, arguments.size
+    if _create(file, size):
+        say(f"{file}: {format_size(size)}, swap header written")
     else:
-        say(f"{arguments.file} is there already, a swap file of {format_size(arguments.size)}")
+        say(f"{file} is there already, a swap file of {format_size(size)}")
     return Exit.DONE
+
+
+def _create(file: str, size_bytes: int) -> bool:
+    from fuseswap.cli.create import create as create_in_source
+    from fuseswap.cli.create import create_local
+
+    if is_url(file):
+        return create_in_source(*split_file_url(file), size_bytes, file)
+    try:
+        located = xattr.locate(file, seconds=_LOOK_SECONDS)
+    except OSError as error:
+        raise Failure(f"{file}: {error.strerror}") from None
+    if located is not None:
+        # Straight to its server: a big file need not pass through the mount.
+        url = join_url(located.mount.source, located.below)
+        return create_in_source(*split_file_url(url), size_bytes, file)
+    path = Path(absolute(file))
+    if not path.name:
+        raise Failure(f"{file} names no file", Exit.USAGE)
+    return create_local(str(path.parent), path.name, size_bytes, file)
 
 
 def check(arguments: Any, _interrupts: Interrupts) -> Exit:
@@ -79,12 +98,3 @@ def check(arguments: Any, _interrupts: Interrupts) -> Exit:
         activation, facts = report["activation"], report["facts"]
         say(f"{arguments.file}: ok: {format_size(facts['size_bytes'])}, {activation['pages']} pages of swap")
     return Exit.DONE
-
-
-def _directory_and_name(file: str) -> tuple[str, str]:
-    if is_url(file):
-        return split_file_url(file)
-    path = Path(absolute(file))
-    if not path.name:
-        raise Failure(f"{file} names no file", Exit.USAGE)
-    return f"file://{quote(os.fsencode(path.parent))}", path.name

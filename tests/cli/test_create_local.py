@@ -1,0 +1,56 @@
+"""`create` on this machine's own file systems, and `check` of what it made."""
+
+import signal
+from pathlib import Path
+
+from fuseswap.host.ganesha import GaneshaServer
+from fuseswap.swap.header import parse_header
+from tests.cli.command import finish, fuseswap, start
+from tests.kit.wait import wait_until
+
+
+def test_a_local_file(disk_dir: Path) -> None:
+    file = disk_dir / "swap file"
+    result = fuseswap("create", file, "--size", "4M")
+    assert (result.code, result.errors) == (0, "")
+    assert file.stat().st_blocks * 512 >= 4 << 20
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert parse_header(file.read_bytes()[:4096], 4 << 20, regular=True).last_page == 1023
+    assert len({file.read_bytes()[at : at + 4096] for at in range(4096, 4 << 20, 4096)}) == 1023
+    again = fuseswap("create", file, "--size", "4M")
+    assert again.code == 0
+    assert "is there already" in again.output
+    assert [path.name for path in disk_dir.iterdir()] == ["swap file"]
+    # A kernel would take it; fuseswap's own road does not lead there.
+    assert "its backend has no swap_rw" in fuseswap("check", file).line
+
+
+def test_local_files_are_kept(disk_dir: Path) -> None:
+    (disk_dir / "notes").write_text("important")
+    assert fuseswap("create", disk_dir / "notes", "--size", "1M").code == 3
+    (disk_dir / "link").symlink_to("notes")
+    result = fuseswap("create", disk_dir / "link", "--size", "1M")
+    assert result.code == 3
+    assert "is not a regular file" in result.line
+    assert (disk_dir / "notes").read_text() == "important"
+    missing = fuseswap("create", disk_dir / "missing" / "file", "--size", "1M")
+    assert missing.code == 1
+    assert "No such file or directory" in missing.line
+
+
+def test_an_interrupted_local_create_leaves_nothing(disk_dir: Path) -> None:
+    process = start("create", disk_dir / "file", "--size", "8G")
+    wait_until(lambda: list(disk_dir.iterdir()), seconds=20, what="the beginning of the file")
+    process.send_signal(signal.SIGTERM)
+    result = finish(process)
+    assert (result.code, result.line) == (1, "interrupted by SIGTERM")
+    assert list(disk_dir.iterdir()) == []
+
+
+def test_a_file_on_a_mount_goes_to_its_server(nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path) -> None:
+    assert fuseswap("mount", nfs_server.url(nfs_dir.name), mount_point).code == 0
+    (mount_point / "below").mkdir()
+    assert fuseswap("create", mount_point / "below" / "file", "--size", "1M").code == 0
+    assert (nfs_dir / "below" / "file").stat().st_size == 1 << 20
+    assert fuseswap("check", mount_point / "below" / "file").code == 0
+    assert fuseswap("umount", mount_point).code == 0
