@@ -100,7 +100,8 @@ def fio(device: str, pattern: Pattern, seconds: float, size_bytes: int) -> Sampl
         *("fio", "--name=bench", "--output-format=json", "--ioengine=libaio", "--direct=1", "--time_based"),
         *(f"--filename={device}", f"--rw={'rand' if pattern.random else ''}{kind}", f"--size={size_bytes}"),
         *(f"--bs={pattern.block_bytes}", f"--iodepth={pattern.depth}", f"--runtime={seconds}"),
-        *("--norandommap", "--randrepeat=0", "--refill_buffers"),
+        # A thread: a job in a process of its own would outlive a kill.
+        *("--norandommap", "--randrepeat=0", "--refill_buffers", "--thread"),
         *("--clat_percentiles=0", "--lat_percentiles=1", "--percentile_list=50:99"),
     ]
     output, cpu_seconds = _with_cpu_time(lambda: run(command, seconds=seconds + OVERTIME_SECONDS_MAX))
