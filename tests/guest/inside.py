@@ -32,12 +32,13 @@ UP_SECONDS = 180
 DOWN_SECONDS = 120
 VMSTAT = ("pswpout", "pswpin", "pgmajfault", "allocstall_normal", "allocstall_dma32", "oom_kill")
 
-# On its own file systems: what is read is the guest's root disk, what is written lies on a scratch disk.
+# What is read is the guest's root disk; what is written lies on a disk of its own. The pauses leave the emulated
+# CPUs to the hogs: it is memory that these shall take.
 PAGE_CACHE_LOAD = (
-    "while :; do dd if=/dev/vda of=/dev/null bs=1M; done & "
-    "while :; do dd if=/dev/zero of=/scratch/file bs=1M count=128 conv=notrunc; done"
+    "while :; do dd if=/dev/vda of=/dev/null bs=1M; sleep 1; done & "
+    "while :; do dd if=/dev/zero of=/scratch/file bs=1M count=128 conv=notrunc; sleep 1; done"
 )
-FORK_STORM = "burst() { while :; do for i in 1 2 3 4 5 6 7 8; do /bin/busybox true & done; wait; done; }; burst & burst"
+FORK_STORM = "while :; do for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do /bin/busybox sleep 0.2 & done; wait; done"
 
 
 class Hang(Exception):

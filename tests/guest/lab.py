@@ -20,8 +20,8 @@ SECONDS_MAX: Final = 900
 """Of one run; under emulation, on a machine that does something else besides."""
 
 STAGES: Final = (
-    Stage("one hog of 512 MiB", (512 * MIB,), touches=4000),
-    Stage("three hogs of 200 MiB, page-cache load, fork storm", (200 * MIB,) * 3, touches=1000, beside=True),
+    Stage("one hog of 512 MiB", (512 * MIB,), touches=1000),
+    Stage("three hogs of 180 MiB, page-cache load, fork storm", (180 * MIB,) * 3, touches=300, beside=True),
 )
 
 
