@@ -55,6 +55,19 @@ def test_the_limit_sends_each_block_once_and_file_sync(nfs_server: GaneshaServer
     assert stable == {FILE_SYNC}
 
 
+def test_fuseswap_is_measured_beside_it_and_swaps_without_a_wrong_page() -> None:
+    result = bench(
+        *("--sides", "limit", "fuseswap", "--size", "64", "--patterns", "^random read 4k depth 16"),
+        *("--hog", "64", "--limit", "32", "--touches", "100"),
+    )
+
+    assert [entry["side"] for entry in result["io"]] == ["limit", "fuseswap"]
+    (swap,) = result["swap"]
+    assert swap["side"] == "fuseswap"
+    assert swap["wrong_pages"] == 0
+    assert all(swap[f"{phase}_mb_per_s"] for phase in ("fill", "sequential", "random"))
+
+
 def limit(url: str, kind: str) -> int:
     numbers = ("4096", "4", "0.1", str(SIZE_BYTES))
     command = [str(ROOT / "bench/limit"), url, kind, "random", *numbers]
