@@ -42,11 +42,6 @@ REQUESTS_MAX: Final = 2 * BACKGROUND_MAX
 """Requests held at once; beyond it the kernel queues. The loop device alone never gets there."""
 BATCH_MAX: Final = 64
 """Messages read in one turn, so that replies of the server never wait for long."""
-SPIN_NS: Final = 50_000
-"""A reply from a near server comes within this: polling for it halved the latency of a lone 4 KiB read."""
-SPIN_REQUESTS_MAX: Final = 2
-SPIN_CREDIT_MAX: Final = 8
-SPIN_HOLDOFF_TURNS: Final = 64
 PROBE_STEP_NS: Final = 10_000_000
 
 _TRANSFER_HEADER_BYTES: Final = 80
@@ -125,10 +120,6 @@ class Engine:
         self._gone = False
         self.initialized = False
         self._probes: dict[int, Request] = {}
-        self._spin_ns = SPIN_NS if (os.cpu_count() or 1) > 1 else 0
-        self._spin_credit = SPIN_CREDIT_MAX
-        self._spin_holdoff = 0
-        self._active = False
         self._epoll = select.epoll(2)
         if self._target.fileno() >= 0:
             self._epoll.register(self._target.fileno(), EVENTS)
@@ -184,14 +175,9 @@ class Engine:
             due = wake_ns
         if self._readable and not self._stalled:
             events = self._epoll.poll(0, 2)
-        elif self._may_spin():
-            events = self._spin(now)
         else:
             self._publish()
             events = self._epoll.poll(max(due - now, 0) / 1e9 if due else -1, 2)
-            if self._spin_ns and events and time.monotonic_ns() - now < self._spin_ns:
-                self._spin_credit = min(self._spin_credit + 1, SPIN_CREDIT_MAX)
-        self._active = bool(events)
         for descriptor, flags in events:
             if descriptor == self._device:
                 self._readable = True
@@ -210,30 +196,6 @@ class Engine:
         words[_SHORT_REPLIES] = plug.short_replies
         words[_RESERVE_PAGES_USED] = self._reserve.used_pages
         words[_RESERVE_PAGES_HIGH] = self._reserve.used_pages_max
-
-    def _may_spin(self) -> bool:
-        """Whether to poll for a while instead of waiting: after something happened, with few requests lately.
-
-        With many, a reply is always near anyway, and polling takes the processor from those who make it.
-        """
-        if self._requests > SPIN_REQUESTS_MAX:
-            self._spin_holdoff = SPIN_HOLDOFF_TURNS
-            return False
-        if self._spin_holdoff:
-            self._spin_holdoff -= 1
-            return False
-        return self._active and self._spin_credit > 0 and self._spin_ns > 0
-
-    def _spin(self, now: int) -> list[tuple[int, int]]:
-        poll = self._epoll.poll
-        limit = now + self._spin_ns
-        while time.monotonic_ns() < limit:
-            events = poll(0, 2)
-            if events:
-                self._spin_credit = min(self._spin_credit + 1, SPIN_CREDIT_MAX)
-                return events
-        self._spin_credit -= 1
-        return []
 
     # From the kernel
 
