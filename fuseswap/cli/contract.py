@@ -195,9 +195,16 @@ def _plain_rule(rule: Rule) -> dict[str, Any]:
 
 def _checks() -> Table:
     rows = (
-        (check.step, errno_name(check.errno), check.text, check.imposed_by, check.why) for check in ACTIVATION_CHECKS
+        (
+            check.step,
+            errno_name(check.errno),
+            f'"{check.text}"' if check.kernel_text else check.text,
+            check.imposed_by,
+            check.why,
+        )
+        for check in ACTIVATION_CHECKS
     )
-    return Table(("check", "errno", "what is wrong", "imposed by", "why"), tuple(rows), code=(1, 2, 3))
+    return Table(("check", "errno", "what is wrong", "imposed by", "why"), tuple(rows), code=(0, 3))
 
 
 def _transitions() -> Table:
@@ -261,8 +268,7 @@ def _patches() -> Table:
 
 def _plain_text(sections: Sequence[Section]) -> str:
     return "\n\n".join(
-        f"{section.title}\n\n{fill(section.text, _TEXT_COLUMNS)}\n\n"
-        + columns(section.body.titles, section.body.rows)
+        f"{section.title}\n\n{fill(section.text, _TEXT_COLUMNS)}\n\n" + columns(section.body.titles, section.body.rows)
         for section in sections
     )
 

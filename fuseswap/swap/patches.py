@@ -41,8 +41,7 @@ PATCHES: Final = (
         1,
         "MM: create new mm/swap.h file",
         "Declarations that only mm/ may use leave include/linux/swap.h.",
-        "fuseswap/swap/ is a room: it imports no I/O and nothing of the rooms above it, and they use its"
-        " public names.",
+        "fuseswap/swap/ is a room: it imports no I/O and nothing of the rooms above it, and they use its public names.",
         ("tests/swap/test_purity.py::test_imports", "tests/swap/test_purity.py::test_no_waiting_and_no_io"),
     ),
     Patch(
@@ -52,7 +51,7 @@ PATCHES: Final = (
         "The kernel's plug lies above the loop device, so reads arrive merged; the engine's plug merges"
         " neighbours in its queue, whoever asked.",
         (
-            f"{_PAGE}::test_neighbours_come_back_together",
+            f"{_PAGE}::test_many_pages_travel_together_and_cost_no_fault",
             f"{_PLUG}::test_neighbours_of_one_batch_merge_though_slots_are_free",
         ),
     ),
@@ -63,7 +62,7 @@ PATCHES: Final = (
         "The engine has no cache and no write-behind: a page is the kernel's until its WRITE is answered, and"
         " nothing of it stays after that.",
         (
-            f"{_PAGE}::test_nothing_of_a_page_stays_in_the_engine",
+            f"{_PAGE}::test_one_page_out_and_in_and_out_again",
             f"{_PLUG}::test_nothing_is_kept_and_no_cycle_is_left",
         ),
     ),
@@ -86,7 +85,7 @@ PATCHES: Final = (
         " re-enter the file system that waits for it.",
         "The path of a page allocates nothing: no fault, no memory call, so reclaim is never entered from it."
         " PR_SET_IO_FLUSHER (PF_MEMALLOC_NOIO) is the second wall.",
-        (f"{_PAGE}::test_swapping_costs_the_engine_no_fault",),
+        (f"{_PAGE}::test_many_pages_travel_together_and_cost_no_fault",),
     ),
     Patch(
         6,
@@ -107,7 +106,7 @@ PATCHES: Final = (
         " makes the page dirty again.",
         "A WRITE is in flight like any other call, and its answer is the completion. One that fails leaves the"
         " page where it was: with its owner.",
-        (f"{_PAGE}::test_writes_fly_together", f"{_PAGE}::test_a_failed_write_loses_no_page"),
+        (f"{_PAGE}::test_many_pages_travel_together_and_cost_no_fault", f"{_PAGE}::test_a_failed_write_loses_no_page"),
     ),
     Patch(
         8,
@@ -126,7 +125,7 @@ PATCHES: Final = (
         "Adjacent queued READs become one NFS READ up to rsize; each gets its slice of the reply without a copy.",
         (
             f"{_PLUG}::test_reads_of_a_shared_call_get_their_slices_without_a_copy",
-            f"{_PAGE}::test_neighbours_come_back_together",
+            f"{_PAGE}::test_many_pages_travel_together_and_cost_no_fault",
         ),
     ),
     Patch(
@@ -138,7 +137,7 @@ PATCHES: Final = (
         (
             f"{_PLUG}::test_256_pages_become_one_call",
             f"{_PLUG}::test_overlapping_writes_are_sent_one_after_the_other",
-            f"{_PAGE}::test_writes_fly_together",
+            f"{_PAGE}::test_many_pages_travel_together_and_cost_no_fault",
         ),
     ),
     Patch(
@@ -157,8 +156,7 @@ PATCHES: Final = (
         12,
         "NFS: remove IS_SWAPFILE hack",
         "A fallback for kernels without the flag goes: there is one definition of an active swap file.",
-        "One table of states and one writer of them; the loop device, `status` and the tests ask, and keep no"
-        " copy.",
+        "One table of states and one writer of them; the loop device, `status` and the tests ask, and keep no copy.",
         (
             "tests/contract/test_one_definition.py::test_one_place_decides_what_is_active",
             "tests/swap/test_lifecycle.py::test_every_pair",
@@ -202,7 +200,10 @@ PATCHES: Final = (
         "SUNRPC/auth: async tasks mustn't block waiting for memory",
         "Looking up a credential could wait for memory: now it fails and is tried again.",
         "The credential is built at activation and is constant bytes of every call.",
-        (f"{_RPC}::test_calls_are_what_a_strict_server_expects", f"{_PAGE}::test_swapping_costs_the_engine_no_fault"),
+        (
+            f"{_RPC}::test_calls_are_what_a_strict_server_expects",
+            f"{_PAGE}::test_many_pages_travel_together_and_cost_no_fault",
+        ),
     ),
     Patch(
         17,
@@ -217,7 +218,7 @@ PATCHES: Final = (
     ),
     Patch(
         18,
-        "SUNRPC: remove scheduling boost for \"SWAPPER\" tasks",
+        'SUNRPC: remove scheduling boost for "SWAPPER" tasks',
         "Once one file swapped, all tasks of the mount were flagged, and the boost only turned queues around.",
         "First in, first out. Writes have an advantage by the watermark of the reserve, never by overtaking in"
         " the queue.",
@@ -268,7 +269,7 @@ PATCHES: Final = (
         "Every WRITE is FILE_SYNC and is answered after the server's reply; a lesser `committed` counts as not"
         " written. COMMIT does not exist on this road.",
         (
-            f"{_PAGE}::test_every_write_is_stable_on_the_wire",
+            f"{_PAGE}::test_one_page_out_and_in_and_out_again",
             f"{_TRANSPORT}::test_unstable_is_no_success_but_may_pass",
             f"{_TRANSPORT}::test_unstable_for_ever_is_an_error",
         ),
@@ -278,7 +279,7 @@ PATCHES: Final = (
         "SUNRPC: lock against ->sock changing during sysfs read",
         "Reading the status could touch a socket that was being torn down.",
         "`status` reads plain words from a shared mapping, and no object of the connection.",
-        ("tests/contract/test_status_while_reconnecting.py::test_status_is_whole_while_the_connection_comes_and_goes",),
+        (f"{_PAGE}::test_status_is_whole_while_the_connection_comes_and_goes",),
     ),
 )
 """The whole series, in its order."""
