@@ -23,14 +23,10 @@ _SYSLOG = "/dev/log"
 def main(arguments: list[str]) -> int:
     """`python -m fuseswap.cli.daemon READY_FD SOURCE MOUNTPOINT OPTIONS`, in the background.
 
-    Writes one JSON object to READY_FD: {} once it serves, or {"error": line, "code": exit code}. The process
-    that the caller started ends at once.
+    Writes one JSON object to READY_FD: {} once it serves, or {"error": line, "code": exit code}.
     """
     ready = int(arguments[0])
     source, mountpoint, options = arguments[1:]
-    if os.fork():
-        os._exit(0)
-    os.setsid()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _log_to_syslog()
     answered = False

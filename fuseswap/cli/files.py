@@ -14,8 +14,9 @@ from fuseswap.cli.output import say
 from fuseswap.cli.size import format_size
 from fuseswap.cli.source import is_url, join_url, same_file, split_file_url
 from fuseswap.host import xattr
+from fuseswap.host.bounded import Hung
 from fuseswap.host.machine import boot_id, machine_id, require_root
-from fuseswap.host.mounts import FILESYSTEM_TYPE, absolute, mount_at
+from fuseswap.host.mounts import FILESYSTEM_TYPE, Mount, absolute, mount_at
 from fuseswap.swap.target import ActivationRequest
 
 _LOOK_SECONDS = 10.0
@@ -27,8 +28,11 @@ def mount(arguments: Any, interrupts: Interrupts) -> Exit:
     options = ",".join(arguments.options)
     present = mount_at(absolute(arguments.directory))
     if present is not None and present.type == FILESYSTEM_TYPE and same_file(present.source, arguments.source):
-        say(f"{arguments.source} is already mounted on {arguments.directory}")
-        return Exit.DONE
+        if _is_served(present):
+            say(f"{arguments.source} is already mounted on {arguments.directory}")
+            return Exit.DONE
+        say(f"the filesystem process of {arguments.directory} has died: mounting again")
+        mounting.stop(present)
     point = mounting.require_mountpoint(arguments.directory)
     if not arguments.foreground:
         mounting.start(arguments.source, point, options)
@@ -39,6 +43,14 @@ def mount(arguments: Any, interrupts: Interrupts) -> Exit:
     interrupts.leave()
     serve(arguments.source, point, options, lambda: say(f"{arguments.source} is mounted on {point}"))
     return Exit.DONE
+
+
+def _is_served(mounted: Mount) -> bool:
+    try:
+        return xattr.is_served(mounted, seconds=_LOOK_SECONDS)
+    except Hung:
+        # Its server is away, and it waits, as it should.
+        return True
 
 
 def umount(arguments: Any, _interrupts: Interrupts) -> Exit:

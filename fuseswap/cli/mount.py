@@ -51,7 +51,8 @@ def require_mountpoint(directory: str) -> str:
 def start(source: str, mountpoint: str, options: str) -> None:
     """Mount in the background: returns once a filesystem process serves. Failure with its reason otherwise.
 
-    The process is its own session's leader and nobody's child: it outlives the command.
+    The process is its own session's leader and outlives the command. When it fails or is interrupted, neither
+    process nor mount stays.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     last_words = os.memfd_create("fuseswap-filesystem-stderr", os.MFD_CLOEXEC)
@@ -68,15 +69,17 @@ def start(source: str, mountpoint: str, options: str) -> None:
     os.close(writer)
     try:
         report = _answer(reader, source, last_words)
+        if "error" in report:
+            raise Failure(report["error"], Exit(int(report["code"])))
     except BaseException:
         abandon(process)
+        while mount_at(mountpoint) is not None:
+            unmount(mountpoint)
         raise
     finally:
         os.close(last_words)
-    if "error" in report:
-        abandon(process)
-        raise Failure(report["error"], Exit(int(report["code"])))
-    process.wait()
+    # It outlives us and is not ours to wait for; Popen would complain of that.
+    process.returncode = 0
 
 
 def _answer(reader: int, source: str, last_words: int) -> dict[str, Any]:
@@ -94,14 +97,17 @@ def _answer(reader: int, source: str, last_words: int) -> dict[str, Any]:
     return {"error": f"{source}: its filesystem process ended: {words.splitlines()[-1]}", "code": Exit.FAILED}
 
 
-def stop(mounted: Mount) -> None:
-    """Unmount, and wait for the filesystem process to end. HostError if it is busy or hangs."""
+def stop(mounted: Mount, *, seconds: float = _END_SECONDS) -> None:
+    """Unmount, and wait for the filesystem process to end, which is killed after `seconds`.
+
+    HostError if the mount is busy, `Hung` if it cannot write out what it holds.
+    """
     found = [process for pid in _servers(mounted.mountpoint) if (process := processes.find(pid, processes.FILESYSTEM))]
     try:
         unmount(mounted.mountpoint)
         for process in found:
             # umount has waited for what was written; a process that stays has nothing left to do.
-            if not process.wait(_END_SECONDS):
+            if not process.wait(seconds):
                 process.kill()
                 process.wait(_END_SECONDS)
     finally:

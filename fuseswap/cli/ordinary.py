@@ -20,7 +20,9 @@ from fuseswap.swap.units import XATTR_ACTIVATE, XATTR_ACTIVATION, XATTR_DEACTIVA
 
 FILE_SECONDS = 30.0
 """How long one question to the filesystem may take; its server may be slow."""
-_FORCED_SECONDS = 3.0
+_FORCED_SECONDS = 2.0
+_END_SECONDS = 10.0
+"""How long a filesystem process may take to end, which commits what was written."""
 
 
 def engine_of(source: str) -> str | None:
@@ -66,14 +68,15 @@ def deactivate(name: str, *, force: bool) -> None:
 def unmount_own(name: str, *, force: bool) -> None:
     """Take NAME/fs away, with its process; with `force` also when its server does not answer."""
     point = str(rundir.filesystem_mountpoint(name))
+    seconds = _FORCED_SECONDS if force else _END_SECONDS
     while (mounted := mount_at(point)) is not None:
         try:
-            mount.stop(mounted)
+            mount.stop(mounted, seconds=seconds)
         except HostError:
             if not force:
                 raise
             fusectl.abort(mounted)
-            mount.stop(mounted)
+            mount.stop(mounted, seconds=seconds)
 
 
 def _active_paths(name: str, seconds: float) -> list[str]:

@@ -1,6 +1,7 @@
 """swapoff, with the questions that come first: is there room for the pages, and will they come at all?"""
 
 import sys
+import time
 from collections.abc import Callable
 
 from attrs import frozen
@@ -15,8 +16,9 @@ from fuseswap.host.mounts import mount_at
 from fuseswap.host.swap import SwapArea, shortfall, swap_area, swapoff, swaps
 from fuseswap.swap.target import NfsTarget
 
-_PATIENCE_SECONDS = 10.0
-"""How long no page may come before that is said, or ended with --force."""
+_PATIENCE_SECONDS = 5.0
+"""How long the server may be away, or no page come, before that is said, or ended with --force."""
+_POLL_SECONDS = 0.1
 
 
 @frozen
@@ -25,6 +27,7 @@ class Condition:
 
     engine_alive: bool
     connected: bool
+    disconnected_seconds: float = 0.0
 
     @property
     def reachable(self) -> bool:
@@ -37,10 +40,26 @@ def condition(name: str) -> Condition:
     counters = rundir.read_counters(name)
     if counters is None:
         return Condition(engine_alive=mount_at(str(rundir.engine_mountpoint(name))) is not None, connected=True)
+    since = counters.words["disconnected_ns"]
     return Condition(
         engine_alive=processes.is_running(counters.words["engine_pid"], processes.ENGINE),
         connected=not isinstance(counters.activation.target, NfsTarget) or bool(counters.words["connected"]),
+        disconnected_seconds=(counters.taken_ns - since) / 1e9 if since else 0.0,
     )
+
+
+def _settled(name: str) -> Condition:
+    """The condition, once the server is there or has been away for long enough to say so."""
+    state = condition(name)
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    if state.engine_alive and not state.connected:
+        say(f"{name}: waiting for the server")
+    while state.engine_alive and not state.connected:
+        if state.disconnected_seconds > _PATIENCE_SECONDS or time.monotonic() > deadline:
+            break
+        time.sleep(_POLL_SECONDS)
+        state = condition(name)
+    return state
 
 
 def swap_off(name: str, *, force: bool) -> None:
@@ -53,7 +72,7 @@ def swap_off(name: str, *, force: bool) -> None:
     area = swap_area(device.path) if device is not None else None
     if area is None:
         return
-    state = condition(name)
+    state = _settled(name) if area.used_bytes else condition(name)
     if area.used_bytes and state.reachable:
         _require_memory(name, area)
     elif area.used_bytes and state.engine_alive:
@@ -67,7 +86,11 @@ def swap_off(name: str, *, force: bool) -> None:
     elif area.used_bytes:
         warn(f"{name}: its engine is dead: {_loss(area.used_bytes)}")
     say(f"{name}: swapoff {area.path}" + (f", {format_size(area.used_bytes)} to bring back" * bool(area.used_bytes)))
-    swapoff(area.path, _watcher(name, force))
+    try:
+        swapoff(area.path, _watcher(name, force))
+    finally:
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _require_memory(name: str, area: SwapArea) -> None:

@@ -1,0 +1,100 @@
+"""`mount` and `umount`: in the background, in the foreground, again after a death, and interrupted."""
+
+import errno
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from fuseswap.host import processes
+from fuseswap.host.ganesha import GaneshaServer
+from fuseswap.host.mounts import mount_at
+from tests.cli.command import finish, fuseswap, start
+from tests.cli.swapped import kill
+from tests.kit.wait import wait_until
+
+
+def servers(point: Path) -> list[int]:
+    """The filesystem processes of a mount point."""
+    title = f"{processes.FILESYSTEM} {point}".encode()
+    return [
+        pid
+        for pid in processes.named(processes.FILESYSTEM)
+        if Path(f"/proc/{pid}/cmdline").read_bytes().strip(b"\0") == title
+    ]
+
+
+def test_in_the_background(nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path) -> None:
+    url = nfs_server.url(nfs_dir.name)
+    result = fuseswap("mount", url, mount_point)
+    assert (result.code, result.output, result.errors) == (0, "", "")
+    mounted = mount_at(str(mount_point))
+    assert mounted is not None
+    assert (mounted.type, mounted.source) == ("fuse.fuseswap", url)
+    (pid,) = servers(mount_point)
+    assert os.getsid(pid) == pid
+    (mount_point / "file").write_bytes(b"content")
+    assert (nfs_dir / "file").read_bytes() == b"content"
+    again = fuseswap("mount", url, mount_point)
+    assert again.code == 0
+    assert "is already mounted" in again.output
+    assert fuseswap("umount", mount_point).code == 0
+    assert servers(mount_point) == []
+    again = fuseswap("umount", mount_point)
+    assert again.code == 0
+    assert again.output == f"{mount_point} is not mounted\n"
+
+
+def test_read_only(nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path) -> None:
+    assert fuseswap("mount", nfs_server.url(nfs_dir.name), mount_point, "-o", "ro,actimeo=0").code == 0
+    with pytest.raises(OSError, match="Read-only") as caught:
+        (mount_point / "file").touch()
+    assert caught.value.errno == errno.EROFS
+    assert fuseswap("umount", mount_point).code == 0
+
+
+def test_in_the_foreground(nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path) -> None:
+    process = start("mount", "-f", nfs_server.url(nfs_dir.name), mount_point)
+    assert process.stdout is not None
+    assert process.stdout.readline().endswith(f"is mounted on {mount_point}\n")
+    assert servers(mount_point) == [process.pid]
+    process.send_signal(signal.SIGTERM)
+    result = finish(process)
+    assert result.code == 0, result
+    assert mount_at(str(mount_point)) is None
+
+
+def test_umount_of_a_busy_mount(nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path) -> None:
+    assert fuseswap("mount", nfs_server.url(nfs_dir.name), mount_point).code == 0
+    with (mount_point / "file").open("w"):
+        result = fuseswap("umount", mount_point)
+        assert result.code == 1
+        assert "cannot be unmounted: device or resource busy" in result.line
+    assert fuseswap("umount", mount_point).code == 0
+
+
+def test_again_after_its_process_died(nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path) -> None:
+    url = nfs_server.url(nfs_dir.name)
+    assert fuseswap("mount", url, mount_point).code == 0
+    kill(servers(mount_point)[0])
+    result = fuseswap("mount", url, mount_point)
+    assert result.code == 0
+    assert "has died: mounting again" in result.output
+    (mount_point / "file").touch()
+    kill(servers(mount_point)[0])
+    assert fuseswap("umount", mount_point).code == 0
+    assert mount_at(str(mount_point)) is None
+
+
+def test_an_interrupted_mount_leaves_nothing(mount_point: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        process = start("mount", f"nfs://127.0.0.1/export?nfsport={port}&mountport={port}", mount_point)
+        with silent.accept()[0]:
+            process.send_signal(signal.SIGINT)
+            result = finish(process)
+    assert (result.code, result.line) == (1, "interrupted by SIGINT")
+    wait_until(lambda: not servers(mount_point), seconds=5, what="the end of the filesystem process")
+    assert mount_at(str(mount_point)) is None
