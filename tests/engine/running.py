@@ -143,7 +143,7 @@ def through(target: NfsTarget, port: int) -> NfsTarget:
 def fio_command(device: str, size_bytes: int, *options: str) -> list[str]:
     return [
         *("fio", "--output-format=json", "--name=load", f"--filename={device}", f"--size={size_bytes}"),
-        *("--direct=1", "--ioengine=libaio", "--allow_file_create=0", *options),
+        *("--direct=1", "--ioengine=libaio", "--allow_file_create=0", "--thread", *options),
     ]
 
 
