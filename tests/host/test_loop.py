@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,3 +57,24 @@ def test_without_direct_io_nothing_stays(tmp_path: Path) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"losetup: .*No such file"):
         attach(str(tmp_path / "missing"))
+
+
+def test_no_free_loop_device(backing: Path) -> None:
+    """As where all are taken: a control device that gives none, and none to be found."""
+    attach_it = (
+        "import sys; from fuseswap.host.bounded import HostError; from fuseswap.host.loop import attach\n"
+        "try: attach(sys.argv[1])\n"
+        "except HostError as error: print(error)"
+    )
+    script = (
+        "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && mknod /dev/urandom c 1 9"
+        ' && mknod /dev/loop-control c 1 3 && exec "$@"'
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-c", attach_it, backing],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert "cannot find an unused loop device" in done.stdout
