@@ -50,7 +50,7 @@ class FileOperations(Serving):
             node.attributes = await self.backend.setattr(node.handle, SetAttributes(size=0), caller)
         elif self.active.state_of(node.handle) is FileState.ORDINARY:
             await self.refresh(node)
-        return self._opened(node, caller)
+        return self._opened(node, caller, flags)
 
     @answers_errno
     async def create(
@@ -64,7 +64,7 @@ class FileOperations(Serving):
             self.active.check(Operation.OPEN_TRUNCATE, handle)
             attributes = await self.backend.setattr(handle, SetAttributes(size=0), caller)
         entry = self.new_entry(parent, name, handle, attributes)
-        return self._opened(self.node(entry.st_ino), caller), entry
+        return self._opened(self.node(entry.st_ino), caller, flags), entry
 
     @answers_errno
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -91,7 +91,8 @@ class FileOperations(Serving):
     @answers_errno
     async def flush(self, fh: FileHandleT) -> None:
         file = self.files[fh]
-        await self.backend.commit(file.node.handle, file.caller)
+        if file.writable:
+            await self.backend.commit(file.node.handle, file.caller)
 
     @answers_errno
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
@@ -109,7 +110,9 @@ class FileOperations(Serving):
 
     @answers_errno
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        numbers = await self.backend.statistics(self.backend.root, self.callers.of(ctx))
+        numbers = self.statistics = await self.patiently(
+            self.inodes.root, lambda: self.backend.statistics(self.backend.root, self.callers.of(ctx)), self.statistics
+        )
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = _BLOCK_BYTES
         data.f_blocks = numbers.total_bytes // _BLOCK_BYTES
@@ -119,9 +122,9 @@ class FileOperations(Serving):
         data.f_namemax = numbers.name_bytes_max
         return data
 
-    def _opened(self, node: Node, caller: Caller) -> pyfuse3.FileInfo:
+    def _opened(self, node: Node, caller: Caller, flags: int) -> pyfuse3.FileInfo:
         fh = FileHandleT(next(self.numbers))
-        self.files[fh] = OpenFile(node, caller)
+        self.files[fh] = OpenFile(node, caller, flags & os.O_ACCMODE != os.O_RDONLY)
         self.inodes.opened(node)
         if self.active.state_of(node.handle) is not FileState.ORDINARY:
             # No page cache stands beside the pages of swap, and no shared mapping can be made.

@@ -27,7 +27,7 @@ REQUESTS_MAX: Final = 1000
 """Served at once. Requests that wait for a lost server hold one each, and those that are answered from memory
 must get through beside them."""
 
-GRACE_SECONDS: Final = 5.0
+GRACE_SECONDS: Final = 3.0
 """After a signal: for requests under way, and for what is written to reach stable storage."""
 
 
@@ -46,14 +46,15 @@ async def _serve(source: str, mountpoint: str, options: MountOptions, ready: Cal
         active = ActiveFiles(backend, source)
         _adopt(backend, active, nursery)
         root = await backend.getattr(backend.root, ROOT)
-        operations = Operations(backend, root, active, nursery, options.cache_seconds)
+        statistics = await backend.statistics(backend.root, ROOT)
+        operations = Operations(backend, root, statistics, active, nursery, options.cache_seconds)
         try:
             pyfuse3.init(operations, mountpoint, options.kernel_options(source))
         except RuntimeError:
             raise OSError(errno.EIO, f"{mountpoint}: mount(2) failed") from None
         try:
             with trio.CancelScope() as serving:
-                nursery.start_soon(_leave_at_signal, serving)
+                await nursery.start(_leave_at_signal, serving)
                 ready()
                 await pyfuse3.main(max_tasks=REQUESTS_MAX)
         finally:
@@ -61,8 +62,9 @@ async def _serve(source: str, mountpoint: str, options: MountOptions, ready: Cal
             nursery.cancel_scope.cancel()
 
 
-async def _leave_at_signal(serving: trio.CancelScope) -> None:
+async def _leave_at_signal(serving: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for number in signals:
             log.info("%s: leaving", signal.Signals(number).name)
             pyfuse3.terminate()

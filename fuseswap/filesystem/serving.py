@@ -11,7 +11,7 @@ import trio
 from attrs import frozen
 from pyfuse3 import InodeT
 
-from fuseswap.backends.protocol import Attributes, Backend, Caller, Handle
+from fuseswap.backends.protocol import Attributes, Backend, Caller, Handle, Statistics
 from fuseswap.filesystem.active import ROOT, ActiveFiles
 from fuseswap.filesystem.callers import Callers
 from fuseswap.filesystem.directories import OpenDirectory
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PATIENCE_SECONDS: Final = 1.0
-"""How long a directory above an active file waits for the server before memory answers for it: with the server
-gone, the way to swapping off must stay open."""
+"""How long the root, and a directory above an active file, wait for the server before memory answers for them:
+with the server gone, umount(8) and the way to swapping off must stay open."""
 
 
 @frozen
@@ -33,6 +33,7 @@ class OpenFile:
 
     node: Node
     caller: Caller
+    writable: bool
 
 
 class Serving(pyfuse3.Operations):
@@ -45,6 +46,7 @@ class Serving(pyfuse3.Operations):
         self,
         backend: Backend,
         root: Attributes,
+        statistics: Statistics,
         active: ActiveFiles,
         nursery: trio.Nursery,
         cache_seconds: float,
@@ -52,6 +54,8 @@ class Serving(pyfuse3.Operations):
         super().__init__()
         self.backend = backend
         self.inodes = InodeTable(backend.root, root)
+        self.statistics = statistics
+        """As the backend told them last."""
         self.active = active
         self.callers = Callers()
         self.cache_seconds = cache_seconds
@@ -90,8 +94,8 @@ class Serving(pyfuse3.Operations):
         return self.active.pin(node.handle, attributes)
 
     async def patiently(self, node: Node, ask: Callable[[], Awaitable[T]], remembered: T) -> T:
-        """The backend's answer; what is remembered if it is late and `node` leads to an active file."""
-        if not self._leads_to_active(node):
+        """The backend's answer; if it is late, what is remembered of the root or the way to an active file."""
+        if node is not self.inodes.root and not self._leads_to_active(node):
             return await ask()
         with trio.move_on_after(PATIENCE_SECONDS):
             return await ask()

@@ -36,7 +36,7 @@ TRANSFER_BYTES_MAX: Final = 1 << 20
 """libnfs 4 takes no record beyond NFS_MAX_XFER_SIZE (1 MiB) and a little."""
 
 _INTRODUCTION_SECONDS: Final = 10.0
-_FAREWELL_SECONDS: Final = 5.0
+_FAREWELL_SECONDS: Final = 3.0
 _READDIR_BYTES: Final = 1 << 16
 _EMPTY_REPLIES_MAX: Final = 8
 """Directory pages without entries and without end, before the server is taken for mad."""

@@ -1,0 +1,35 @@
+"""The words behind -o."""
+
+import pytest
+
+from fuseswap.backends.protocol import SourceError
+from fuseswap.filesystem.options import MountOptions, parse_mount_options
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", MountOptions()),
+        ("rw", MountOptions()),
+        ("ro", MountOptions(read_only=True)),
+        ("ro,rw", MountOptions()),
+        ("allow_other,actimeo=0.5", MountOptions(allow_other=True, cache_seconds=0.5)),
+        (",,ro,", MountOptions(read_only=True)),
+    ],
+)
+def test_options(text: str, expected: MountOptions) -> None:
+    assert parse_mount_options(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "ro=1", "actimeo", "actimeo=", "actimeo=-1", "actimeo=nan", "actimeo=1e9", "allow_other=yes"]
+)
+def test_unknown_options(text: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        parse_mount_options(text)
+    assert caught.value.usage
+    assert text in str(caught.value)
+
+
+def test_a_comma_in_the_source_is_no_option() -> None:
+    assert r"fsname=nfs://h/a\,allow_other" in MountOptions().kernel_options("nfs://h/a,allow_other")
