@@ -102,7 +102,8 @@ def stop(mounted: Mount, *, seconds: float = _END_SECONDS) -> None:
 
     HostError if the mount is busy, `Hung` if it cannot write out what it holds.
     """
-    found = [process for pid in _servers(mounted.mountpoint) if (process := processes.find(pid, processes.FILESYSTEM))]
+    pids = servers(mounted.mountpoint) or []
+    found = [process for pid in pids if (process := processes.find(pid, processes.FILESYSTEM))]
     try:
         unmount(mounted.mountpoint)
         for process in found:
@@ -133,8 +134,8 @@ def unmount_directory(directory: str) -> bool:
     return True
 
 
-def _servers(mountpoint: str) -> list[int]:
-    """The filesystem processes whose title names `mountpoint`.
+def servers(mountpoint: str) -> list[int] | None:
+    """The filesystem processes whose title names `mountpoint`; None if that cannot be told now.
 
     Their titles are read in a child: they lie in memory that may be swapped out.
     """
@@ -152,4 +153,4 @@ def _servers(mountpoint: str) -> list[int]:
     try:
         return call(read, what="reading process titles", seconds=_LOOK_SECONDS)
     except HostError:
-        return []
+        return None

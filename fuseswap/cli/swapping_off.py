@@ -10,6 +10,7 @@ from fuseswap.cli.failure import Exit, Failure
 from fuseswap.cli.output import say, warn
 from fuseswap.cli.size import format_size
 from fuseswap.host import fusectl, processes, rundir
+from fuseswap.host.bounded import HostError
 from fuseswap.host.loop import loop_device_of
 from fuseswap.host.machine import memory_available_bytes
 from fuseswap.host.mounts import mount_at
@@ -86,11 +87,28 @@ def swap_off(name: str, *, force: bool) -> None:
     elif area.used_bytes:
         warn(f"{name}: its engine is dead: {_loss(area.used_bytes)}")
     say(f"{name}: swapoff {area.path}" + (f", {format_size(area.used_bytes)} to bring back" * bool(area.used_bytes)))
+    patience = _PATIENCE_SECONDS if force or not state.engine_alive else 0.0
     try:
-        swapoff(area.path, _watcher(name, force))
+        _swapoff_until(time.monotonic() + patience, name, area, force)
     finally:
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _swapoff_until(deadline: float, name: str, area: SwapArea, force: bool) -> None:
+    """swapoff, tried again until then: ENOMEM passes when the owners of lost pages are just ending.
+
+    A memory cgroup that can no longer swap is out of memory as soon as swapoff charges a page to it. The kernel
+    then kills a process in it (mem_cgroup_out_of_memory) but does not wait for its end.
+    """
+    while True:
+        try:
+            swapoff(area.path, _watcher(name, force))
+            return
+        except HostError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_POLL_SECONDS)
 
 
 def _require_memory(name: str, area: SwapArea) -> None:
