@@ -147,16 +147,19 @@ class MemoryBackend:
     async def rename(
         self, old_parent: Handle, old_name: bytes, new_parent: Handle, new_name: bytes, caller: Caller
     ) -> None:
-        self._inode(new_parent)
-        source, moved = self._victim(old_parent, old_name, caller)
-        target = self._directory(new_parent, caller, os.W_OK | os.X_OK)
+        target = self._directory(new_parent, caller, os.X_OK)
         existing = target.names.get(_checked(new_name))
+        if existing is not None and existing == self._directory(old_parent, caller, os.X_OK).names.get(old_name):
+            return
+        source, moved = self._victim(old_parent, old_name, caller)
+        if not permits(target.attributes, caller, os.W_OK):
+            _fail(errno.EACCES)
         is_directory = self._inodes[moved].attributes.type is FileType.DIRECTORY
         if is_directory and moved in self._ancestors(new_parent):
             _fail(errno.EINVAL)
         if existing is not None:
             if existing.handle == moved:
-                return
+                return  # two links of one file
             self._victim(new_parent, new_name, caller)
             if is_directory:
                 self._check_empty_directory(existing.handle)

@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import Final
 
+from fuseswap.backends.local import open_local
 from fuseswap.backends.memory import MemoryBackend
 from fuseswap.backends.nfs.backend import open_nfs
 from fuseswap.backends.protocol import Backend, SourceError
@@ -20,6 +21,9 @@ async def open_source(source: str) -> AsyncIterator[Backend]:
     if scheme == "nfs":
         async with open_nfs(source) as nfs:
             yield nfs
+    elif scheme == "file":
+        async with open_local(source) as local:
+            yield local
     elif colon and scheme == "mem":
         yield MemoryBackend(_size(source, rest))
     else:

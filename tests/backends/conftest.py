@@ -21,13 +21,20 @@ Runner = Callable[[Test], None]
 _numbers = itertools.count()
 
 
-@pytest.fixture(params=["memory", "nfs"])
-def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], AbstractAsyncContextManager[Backend]]:
+@pytest.fixture(params=["memory", "local", "nfs"])
+def opened(request: pytest.FixtureRequest, disk_dir: Path) -> Callable[[], AbstractAsyncContextManager[Backend]]:
     """Opens a new, empty backend."""
 
     @contextlib.asynccontextmanager
     async def memory() -> AsyncIterator[Backend]:
         yield MemoryBackend(64 << 20)
+
+    @contextlib.asynccontextmanager
+    async def local() -> AsyncIterator[Backend]:
+        directory = disk_dir / f"local-{next(_numbers)}"
+        directory.mkdir()
+        async with open_source(f"file://{directory}") as backend:
+            yield backend
 
     @contextlib.asynccontextmanager
     async def nfs() -> AsyncIterator[Backend]:
@@ -37,7 +44,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Abstr
         async with open_source(server.url(name)) as backend:
             yield backend
 
-    return {"memory": memory, "nfs": nfs}[request.param]
+    return {"memory": memory, "local": local, "nfs": nfs}[request.param]
 
 
 @pytest.fixture

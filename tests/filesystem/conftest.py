@@ -34,10 +34,13 @@ def nfs(mount: Mount, nfs_server: GaneshaServer, nfs_dir: Path) -> Path:
     return mount(nfs_server.url(nfs_dir.name)).point
 
 
-@pytest.fixture(params=["nfs", "memory"])
-def root(request: pytest.FixtureRequest, mount: Mount) -> Path:
+@pytest.fixture(params=["nfs", "memory", "local"])
+def root(request: pytest.FixtureRequest, mount: Mount, disk_dir: Path) -> Path:
     """An empty mount of each kind."""
     if request.param == "memory":
         return mount("mem:256M").point
+    if request.param == "local":
+        (disk_dir / "behind").mkdir()
+        return mount(f"file://{disk_dir}/behind").point
     point: Path = request.getfixturevalue("nfs")
     return point
