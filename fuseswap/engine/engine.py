@@ -55,6 +55,8 @@ _WRITES: Final = int(Word.WRITES)
 _WRITE_BYTES: Final = int(Word.WRITE_BYTES)
 _READ_CALLS: Final = int(Word.READ_CALLS)
 _WRITE_CALLS: Final = int(Word.WRITE_CALLS)
+_WRITE_CALLS_4K: Final = int(Word.WRITE_CALLS_4K)
+_PAGE_BITS: Final = (PAGE_SIZE - 1).bit_length()
 _TRACE: Final = int(Word.TRACE)
 _REQUESTS: Final = int(Word.REQUESTS)
 _REQUESTS_HIGH: Final = int(Word.REQUESTS_HIGH)
@@ -299,7 +301,11 @@ class Engine:
         target = self._target
         words = self._words
         while (call := plug.next_call()) is not None:
-            words[_WRITE_CALLS if call.is_write else _READ_CALLS] += 1
+            if call.is_write:
+                words[_WRITE_CALLS] += 1
+                words[_WRITE_CALLS_4K + max(0, (call.length - 1).bit_length() - _PAGE_BITS)] += 1
+            else:
+                words[_READ_CALLS] += 1
             target.send(call)
             if self._tracing:
                 for request in call.requests:

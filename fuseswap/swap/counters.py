@@ -84,6 +84,16 @@ class Word(IntEnum):
     """Requests that the contract refused: misaligned, out of range, on the wrong handle."""
     READ_CALLS = auto()
     WRITE_CALLS = auto()
+    WRITE_CALLS_4K = auto()
+    """WRITE calls by size: of at most 4 KiB, and below of more than half of what the name says."""
+    WRITE_CALLS_8K = auto()
+    WRITE_CALLS_16K = auto()
+    WRITE_CALLS_32K = auto()
+    WRITE_CALLS_64K = auto()
+    WRITE_CALLS_128K = auto()
+    WRITE_CALLS_256K = auto()
+    WRITE_CALLS_512K = auto()
+    WRITE_CALLS_1024K = auto()
     SHORT_REPLIES = auto()
     SERVER_RETRIES = auto()
     """Replies that meant: try again (JUKEBOX, SYSTEM_ERR, UNSTABLE, ...)."""
