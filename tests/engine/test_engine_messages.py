@@ -152,6 +152,12 @@ class Kernel:
                 return self.answers[message[0]]
         raise AssertionError("no answer")
 
+    def start(self) -> None:
+        """FUSE_INIT, as this kernel sends it."""
+        offer = struct.pack("<IIIII44x", 7, 45, 131072, 2**32 - 1, 0)
+        assert self.ask(self.message(INIT, offer, node=0))[0] == 0
+        assert self.engine.initialized
+
     def open(self, flags: int = DIRECT_WRITE) -> int:
         error, body = self.ask(self.message(OPEN, struct.pack("<II", flags, 0)))
         assert error == 0
@@ -211,6 +217,7 @@ def wild_messages(draw: st.DrawFn) -> bytes:
 @settings(max_examples=400)
 def test_no_message_ends_the_engine(messages: list[bytes], opened: bool) -> None:
     with kernel() as here:
+        here.start()
         if opened:
             here.open()
         here.repeats = True
@@ -233,9 +240,7 @@ def test_a_transfer_without_a_unique_is_refused(opcode: int) -> None:
 
 def test_a_second_init_with_nonsense_is_refused() -> None:
     with kernel() as here:
-        good = struct.pack("<IIIII44x", 7, 45, 131072, 2**32 - 1, 0)
-        assert here.ask(here.message(INIT, good, node=0))[0] == 0
-        assert here.engine.initialized
+        here.start()
         assert here.ask(here.message(INIT, struct.pack("<IIIII44x", 6, 0, 0, 0, 0), node=0))[0] == errno.EPROTO
         here.is_alive()
 
