@@ -16,7 +16,7 @@ from tests.guest.qemu import HOST, Boot, Run, boot
 from tests.guest.scenario import MIB, Scenario, Stage
 
 SWAP_BYTES: Final = 1 << 30
-SECONDS_MAX: Final = 900
+SECONDS_MAX: Final = 1800
 """Of one run; under emulation, on a machine that does something else besides."""
 
 STAGES: Final = (

@@ -41,7 +41,7 @@ class Scenario:
     url: str
     stages: tuple[Stage, ...]
     without: tuple[str, ...] = ()
-    stall_seconds: int = 40
+    stall_seconds: int = 60
     """No page in or out and no word from a hog for so long is a hang."""
 
 

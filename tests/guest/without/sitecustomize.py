@@ -9,6 +9,7 @@ import socket
 import sys
 
 _MODULES = ("fuseswap.engine.main", "fuseswap.engine.supervisor")
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h; Python has no names for them
 _LARGE_BUFFER_BYTES = 4 << 20
 
 
@@ -35,7 +36,7 @@ def _take_away(safeguard: str) -> None:
 
             def make_large(*arguments: object) -> object:
                 made = make_socket(*arguments)
-                for option in (socket.SO_SNDBUFFORCE, socket.SO_RCVBUFFORCE):
+                for option in (_SO_SNDBUFFORCE, _SO_RCVBUFFORCE):
                     made[0].setsockopt(socket.SOL_SOCKET, option, _LARGE_BUFFER_BYTES)
                 return made
 
