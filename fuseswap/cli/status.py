@@ -22,7 +22,7 @@ _SAMPLE_SECONDS = 0.25
 _LOG_LINES = 10
 _HARDENING = {
     "memory_locked": "memory locked",
-    "io_flusher": "I/O flusher",
+    "io_flusher": "allocates without I/O",
     "oom_protected": "safe from the OOM killer",
     "realtime": "real-time",
 }
@@ -222,8 +222,7 @@ def _engine_texts(report: Report) -> list[tuple[str, str]]:
         (
             "engine",
             f"pid {engine['pid']}, supervisor "
-            + (f"pid {engine['supervisor_pid']}" if engine["supervisor_running"] else "dead")
-            + f": {', '.join(on) or 'not hardened'}"
-            + (f"; not {', '.join(off)}" if on and off else ""),
+            + (f"pid {engine['supervisor_pid']}" if engine["supervisor_running"] else "dead"),
         ),
+        ("safeguards", (", ".join(on) or "none") + (f"; refused by this machine: {', '.join(off)}" if off else "")),
     ]
