@@ -57,7 +57,7 @@ def deactivate(name: str, *, force: bool) -> None:
     try:
         for path in _active_paths(name, seconds):
             xattr.write(path, XATTR_DEACTIVATE, b"1", seconds=seconds)
-    except (OSError, Hung, SourceError) as error:
+    except (OSError, Hung, SourceError, Failure) as error:
         text = error.strerror if isinstance(error, OSError) else str(error)
         stays = f"{name}: this machine's mark stays in the file's header page: {text}"
         if not force:

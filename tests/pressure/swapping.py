@@ -11,7 +11,7 @@ from attrs import frozen
 from fuseswap.host import rundir
 from fuseswap.host.ganesha import GaneshaServer
 from fuseswap.host.loop import loop_device_of
-from fuseswap.host.swap import PRIORITY_MAX, SwapArea, swap_area
+from fuseswap.host.swap import PRIORITY_MAX, SwapArea, swap_area, swaps
 from tests.cli.command import Result, finish, fuseswap, start
 from tests.cli.swapped import is_clean, server_process
 from tests.kit.rescue import Leftovers
@@ -71,6 +71,8 @@ def swap_up(server: GaneshaServer, size_bytes: int, *, within: Sequence[str] = (
     """
     name = f"press-{secrets.token_hex(4)}"
     swap = Swap(name, server.url(name))
+    taken = [area.path for area in swaps() if area.priority == PRIORITY_MAX]
+    assert not taken, f"{taken} would take half of the pages: left by something that did not hold the swap lock?"
     try:
         command = ("up", swap.url, "--size", str(size_bytes), "--priority", str(PRIORITY_MAX))
         result = finish(start(*command, wrapper=within))

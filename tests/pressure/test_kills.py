@@ -94,6 +94,8 @@ def test_the_server_is_gone_for_good(fresh_nfs_server: GaneshaServer) -> None:
         assert f"fuseswap down --force {swap.name}" in refused.line
         assert swap.area() is not None, "swap stays on"
         assert hog.process.poll() is None, "and its pages wait"
+        # Nor is there a filesystem process any more, and none can be started.
+        kill(swap.pid(processes.FILESYSTEM))
         forced = swap.down("--force")
         assert forced.code == Exit.DONE
         assert "MiB of memory swapped to it are lost" in forced.errors
