@@ -405,7 +405,15 @@ def _drop_sent(queue: list[bytearray | memoryview], sent: int) -> None:
 def _make_socket(target: NfsTarget) -> tuple[socket.socket, list[bytes]]:
     """A non-blocking TCP socket for all of the target's addresses, bound below 1024 where allowed."""
     family = socket.AF_INET6 if any(":" in address.host for address in target.addresses) else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    try:
+        sock = socket.socket(family, kind)
+    except OSError as error:
+        # A kernel without IPv6. Names have IPv6 addresses all the same; connecting to one fails at once here.
+        if family == socket.AF_INET or error.errno != errno.EAFNOSUPPORT:
+            raise
+        family = socket.AF_INET
+        sock = socket.socket(family, kind)
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -417,7 +425,10 @@ def _make_socket(target: NfsTarget) -> tuple[socket.socket, list[bytes]]:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
         _bind_reserved(sock)
-        addresses = [libc.socket_address(family, address.host, address.port) for address in target.addresses]
+        addresses = [
+            libc.socket_address(socket.AF_INET6 if ":" in address.host else family, address.host, address.port)
+            for address in target.addresses
+        ]
     except BaseException:
         sock.close()
         raise

@@ -613,6 +613,25 @@ def test_the_second_address_serves_when_the_first_is_dead(
         assert any(f"connected to {live} port {server.port} again" in text for _, text in rig.log)
 
 
+def test_on_a_kernel_without_ipv6_the_ipv4_address_serves(
+    server: FakeServer, make_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WithoutIPv6(socket.socket):
+        def __init__(self, family: int, kind: int) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+            super().__init__(family, kind)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "socket", WithoutIPv6)
+        rig = make_rig(server, addresses=(Address("::1", server.port), Address("127.0.0.1", server.port)))
+    server.script = [reset]
+
+    assert rig.finish(rig.write(1, pages(1))) == [0]
+    assert rig.words[Word.ADDRESS_INDEX] == 1
+    assert {connection.source_port for connection in server.connections} == {rig.transport.port}
+
+
 def test_an_address_that_takes_no_connection_is_given_up(
     server: FakeServer, make_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
