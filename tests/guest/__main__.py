@@ -5,10 +5,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from fuseswap.host.bounded import HostError
 from tests.guest import image
-from tests.guest.lab import lab
+from tests.guest.lab import STAGES, lab
 from tests.guest.report import describe
-from tests.guest.scenario import SAFEGUARDS
+from tests.guest.scenario import MIB, SAFEGUARDS, Stage
 
 
 def main() -> int:
@@ -19,12 +20,17 @@ def main() -> int:
     parser.add_argument(
         "--without", nargs="+", default=(), choices=SAFEGUARDS, help="safeguards to take from the engine"
     )
+    parser.add_argument("--hog", type=int, metavar="MIB", help="one hog of this size instead of all stages")
+    parser.add_argument("--delay", type=int, default=0, metavar="MS", help="put the server far away")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep each run's console and events there")
     options = parser.parse_args()
+    stages = STAGES
+    if options.hog:
+        stages = (Stage(f"one hog of {options.hog} MiB", (options.hog * MIB,), touches=1000),)
     endings: Counter[str] = Counter()
     with lab(options.kernel) as guests:
         for number in range(1, options.runs + 1):
-            run = guests.run(number, without=tuple(options.without))
+            run = guests.run(number, stages=stages, without=tuple(options.without), delay_ms=options.delay)
             endings[run.ending] += 1
             print(f"run {number} of {options.runs}\n{describe(run)}\n", flush=True)
             if options.keep:
@@ -38,4 +44,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except HostError as error:
+        sys.exit(f"make guest: {error}")

@@ -18,6 +18,8 @@ from typing import Final
 from attrs import frozen
 from packaging.requirements import Requirement
 
+from fuseswap.host.bounded import HostError
+
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 CACHE: Final = REPOSITORY / "build/guest"
 KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
@@ -251,7 +253,7 @@ def _write_script(path: Path, text: str) -> None:
 def _which(name: str) -> Path:
     found = shutil.which(name)
     if found is None:
-        raise FileNotFoundError(f"{name} is not installed: make guest installs it")
+        raise HostError(f"{name} is not installed: make guest installs it")
     return Path(found)
 
 
@@ -264,5 +266,5 @@ def _size_bytes(directory: Path) -> int:
 def _output(*command: str | Path, cwd: Path | None = None) -> str:
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
     if done.returncode:
-        raise RuntimeError(f"{command[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
+        raise HostError(f"{command[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout

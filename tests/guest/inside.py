@@ -198,7 +198,7 @@ def _run(machine: Machine, stage: Stage, counters: Counters) -> int:
             for number, size in enumerate(stage.hogs)
         ]
         _watch(machine, hogs)
-    wrong = sum(report["wrong_pages"] for one in hogs for report in one.ended)
+    wrong: int = sum(report["wrong_pages"] for one in hogs for report in one.ended)
     dead = [one.process.returncode for one in hogs if one.process.returncode]
     machine.say(
         "result",

@@ -19,7 +19,7 @@ SWAP_BYTES: Final = 1 << 30
 SECONDS_MAX: Final = 1800
 """Of one run; under emulation, on a machine that does something else besides."""
 
-STAGES: Final = (
+STAGES: Final[tuple[Stage, ...]] = (
     Stage("one hog of 512 MiB", (512 * MIB,), touches=1000),
     Stage("three hogs of 180 MiB, page-cache load, fork storm", (180 * MIB,) * 3, touches=300, beside=True),
 )
@@ -33,7 +33,14 @@ class Lab:
     server: GaneshaServer
     directory: Path
 
-    def run(self, number: int, *, stages: tuple[Stage, ...] = STAGES, without: tuple[str, ...] = ()) -> Run:
+    def run(
+        self,
+        number: int,
+        *,
+        stages: tuple[Stage, ...] = STAGES,
+        without: tuple[str, ...] = (),
+        delay_ms: int = 0,
+    ) -> Run:
         """Boot once and swap to a file of its own: two guests on one file destroy each other's pages."""
         name = f"swap-{number}"
         swap_file = self.server.export_dir / name
@@ -42,7 +49,13 @@ class Lab:
         directory.mkdir()
         url = self.server.url(name).replace("127.0.0.1", HOST)
         try:
-            return boot(self.files, Scenario(url, stages, without), directory, seconds_max=SECONDS_MAX)
+            return boot(
+                self.files,
+                Scenario(url, stages, without),
+                directory,
+                seconds_max=SECONDS_MAX,
+                delay_ms=delay_ms,
+            )
         finally:
             swap_file.unlink()
 

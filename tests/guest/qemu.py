@@ -51,9 +51,13 @@ class Run:
         return (event for event in self.events if event["event"] == kind)
 
 
-def boot(files: Boot, scenario: Scenario, directory: Path, *, seconds_max: float) -> Run:
-    """Boot, wait for the end, at most `seconds_max`. `directory` gets the console and the events."""
+def boot(files: Boot, scenario: Scenario, directory: Path, *, seconds_max: float, delay_ms: int = 0) -> Run:
+    """Boot, wait for the end, at most `seconds_max`. `directory` gets the console and the events.
+
+    Packets to and from the guest leave only once in `delay_ms`: a server far away.
+    """
     (directory / "scenario").write_text(to_json(scenario))
+    delay = ("-object", f"filter-buffer,id=delay,netdev=net,interval={delay_ms * 1000}")
     console, events = directory / "console", directory / "events"
     start = time.monotonic()
     with (directory / "qemu.log").open("wb") as log:
@@ -68,6 +72,7 @@ def boot(files: Boot, scenario: Scenario, directory: Path, *, seconds_max: float
                 *("-drive", f"file={files.root},format=raw,if=virtio,readonly=on"),
                 *("-drive", f"file={files.scratch},format=raw,if=virtio,snapshot=on"),
                 *("-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"),
+                *(delay if delay_ms else ()),
                 *("-fw_cfg", f"name={FW_CFG_NAME},file={directory / 'scenario'}"),
             ],
             stdin=subprocess.DEVNULL,

@@ -9,14 +9,13 @@ from tests.guest.report import allocation_failures, describe, oom_kills
 @pytest.mark.torture
 @pytest.mark.timeout(SECONDS_MAX + 120)
 def test_a_machine_out_of_memory_swaps_on_and_every_page_is_right(
-    record_property: pytest.RecordProperty, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with lab() as guests:
         run = guests.run(1)
     text = describe(run)
     with capsys.disabled():
         print(f"\n{text}")
-    record_property("guest", text)
 
     assert run.ending == "finished", f"{text}\n{run.console[-4000:]}"
     (up,) = run.of("up")
