@@ -33,21 +33,21 @@ class FileOperations(Serving):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         node, changes, caller = self.node(inode), changes_of(attr, fields), self.callers.of(ctx)
-        if changes.size is not None:
-            self.active.check(_truncation(node.attributes, changes.size), node.handle)
-        if self.active.change(node.handle, changes) is not None:
-            # Answered from memory: in the kernel, who waits for this holds the inode's lock.
-            self.in_background("setattr", lambda: self.backend.setattr(node.handle, changes, caller))
-        else:
-            node.attributes = await self.backend.setattr(node.handle, changes, caller)
+        with self.changing(node):
+            if changes.size is not None:
+                self.active.check(_truncation(node.attributes, changes.size), node.handle)
+            if self.active.change(node.handle, changes) is not None:
+                # Answered from memory: in the kernel, who waits for this holds the inode's lock.
+                self.in_background("setattr", lambda: self.backend.setattr(node.handle, changes, caller))
+            else:
+                node.attributes = await self.backend.setattr(node.handle, changes, caller)
         return self.entry(node)
 
     @answers_errno
     async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         node, caller = self.node(inode), self.callers.of(ctx)
         if flags & os.O_TRUNC:
-            self.active.check(Operation.OPEN_TRUNCATE, node.handle)
-            node.attributes = await self.backend.setattr(node.handle, SetAttributes(size=0), caller)
+            await self._truncate(node, caller)
         elif self.active.state_of(node.handle) is FileState.ORDINARY:
             await self.refresh(node)
         return self._opened(node, caller, flags)
@@ -59,12 +59,17 @@ class FileOperations(Serving):
         parent, caller = self.node(parent_inode), self.callers.of(ctx)
         exclusive = bool(flags & os.O_EXCL)
         handle, attributes = await self.backend.create(parent.handle, name, mode & 0o7777, exclusive, caller)
+        entry = self.new_entry(parent, name, handle, attributes)
+        node = self.node(entry.st_ino)
         if flags & os.O_TRUNC and attributes.size:
             # Another client made it meanwhile.
-            self.active.check(Operation.OPEN_TRUNCATE, handle)
-            attributes = await self.backend.setattr(handle, SetAttributes(size=0), caller)
-        entry = self.new_entry(parent, name, handle, attributes)
-        return self._opened(self.node(entry.st_ino), caller, flags), entry
+            try:
+                await self._truncate(node, caller)
+            except BaseException:
+                self.inodes.forget(node.id, 1)
+                raise
+            entry = self.entry(node)
+        return self._opened(node, caller, flags), entry
 
     @answers_errno
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -75,14 +80,9 @@ class FileOperations(Serving):
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         file = self.files[fh]
         node = file.node
-        self.active.check(Operation.WRITE, node.handle)
-        node.writing += 1
-        try:
+        with self.changing(node):
+            self.active.check(Operation.WRITE, node.handle)
             attributes = await self.backend.write(node.handle, off, buf, False, file.caller)
-        finally:
-            node.writing -= 1
-            if node.writing == 0:
-                self.drain.unpark_all()
         if attributes is not None:
             node.attributes = attributes
         node.cached = None
@@ -121,6 +121,11 @@ class FileOperations(Serving):
         data.f_files, data.f_ffree, data.f_favail = numbers.total_files, numbers.free_files, numbers.available_files
         data.f_namemax = numbers.name_bytes_max
         return data
+
+    async def _truncate(self, node: Node, caller: Caller) -> None:
+        with self.changing(node):
+            self.active.check(Operation.OPEN_TRUNCATE, node.handle)
+            node.attributes = await self.backend.setattr(node.handle, SetAttributes(size=0), caller)
 
     def _opened(self, node: Node, caller: Caller, flags: int) -> pyfuse3.FileInfo:
         fh = FileHandleT(next(self.numbers))

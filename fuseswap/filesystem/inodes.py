@@ -34,8 +34,6 @@ class Node:
     lookups: int = 0
     opened: int = 0
     """How many open files it has."""
-    writing: int = 0
-    """Writes on their way."""
     parent: "Node | None" = None
     """With `name`, where it was seen last."""
     name: bytes = b""

@@ -5,7 +5,7 @@ import errno
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 REQUESTS_MAX: Final = 1000
 """Served at once. Requests that wait for a lost server hold one each, and those that are answered from memory
 must get through beside them."""
+
+READ_SECONDS: Final = 1.0
+"""How long a read of /dev/fuse may block (see `_interrupted_reads`)."""
 
 GRACE_SECONDS: Final = 3.0
 """After a signal: for requests under way, and for what is written to reach stable storage."""
@@ -53,13 +56,29 @@ async def _serve(source: str, mountpoint: str, options: MountOptions, ready: Cal
         except RuntimeError:
             raise OSError(errno.EIO, f"{mountpoint}: mount(2) failed") from None
         try:
-            with trio.CancelScope() as serving:
+            with trio.CancelScope() as serving, _interrupted_reads():
                 await nursery.start(_leave_at_signal, serving)
                 ready()
                 await pyfuse3.main(max_tasks=REQUESTS_MAX)
         finally:
             pyfuse3.close(unmount=True)
             nursery.cancel_scope.cancel()
+
+
+@contextlib.contextmanager
+def _interrupted_reads() -> Iterator[None]:
+    """A signal now and then ends a read of /dev/fuse that blocks.
+
+    pyfuse3 reads when the descriptor is readable, in blocking mode and holding the interpreter. A request whose
+    user is killed just then is gone, and the read would wait for another one with everything else standing.
+    """
+    before = signal.signal(signal.SIGALRM, lambda _number, _frame: None)
+    signal.setitimer(signal.ITIMER_REAL, READ_SECONDS, READ_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 async def _leave_at_signal(serving: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:

@@ -84,11 +84,12 @@ class NameOperations(Serving):
     @answers_errno
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext) -> None:
         parent, caller = self.node(parent_inode), self.callers.of(ctx)
-        victim = await self._victim(Operation.UNLINK, parent, name, caller)
-        if victim is not None and _needs_hiding(victim):
-            await hide(self.backend, self.inodes, parent, name, victim, caller)
-        else:
-            await self.backend.unlink(parent.handle, name, caller)
+        with self.changing(None):
+            victim = await self._victim(Operation.UNLINK, parent, name, caller)
+            if victim is not None and _needs_hiding(victim):
+                await hide(self.backend, self.inodes, parent, name, victim, caller)
+            else:
+                await self.backend.unlink(parent.handle, name, caller)
 
     @answers_errno
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext) -> None:
@@ -112,6 +113,12 @@ class NameOperations(Serving):
                 await self._victim(Operation.RENAME_TARGET, new_parent, name_new, caller)
             # NFSv3's RENAME replaces, and knows neither NOREPLACE nor EXCHANGE.
             raise OSError(errno.EINVAL, f"rename flags {flags:#x}")
+        with self.changing(None):
+            await self._rename(old_parent, name_old, new_parent, name_new, caller)
+
+    async def _rename(
+        self, old_parent: Node, name_old: bytes, new_parent: Node, name_new: bytes, caller: Caller
+    ) -> None:
         moved = await self._victim(Operation.RENAME_SOURCE, old_parent, name_old, caller)
         target = await self._victim(Operation.RENAME_TARGET, new_parent, name_new, caller)
         hidden = target is not None and target is not moved and _needs_hiding(target)

@@ -1,14 +1,15 @@
 """What all handlers share: the backend, the nodes, the guard, and how an answer is made."""
 
+import contextlib
 import errno
 import itertools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, TypeVar
 
 import pyfuse3
 import trio
-from attrs import frozen
+from attrs import define, frozen
 from pyfuse3 import InodeT
 
 from fuseswap.backends.protocol import Attributes, Backend, Caller, Handle, Statistics
@@ -36,6 +37,11 @@ class OpenFile:
     writable: bool
 
 
+@define(eq=False)
+class _Change:
+    node: Node | None
+
+
 class Serving(pyfuse3.Operations):
     """State of one mount."""
 
@@ -61,8 +67,8 @@ class Serving(pyfuse3.Operations):
         self.cache_seconds = cache_seconds
         self.files: dict[int, OpenFile] = {}
         self.directories: dict[int, OpenDirectory] = {}
-        self.drain = trio.lowlevel.ParkingLot()
-        """Who waits until the writes of a file have ended."""
+        self._changes: set[_Change] = set()
+        self._changed = trio.lowlevel.ParkingLot()
         self.numbers = itertools.count(1)
         """Of open files and directories."""
         self._nursery = nursery
@@ -101,10 +107,25 @@ class Serving(pyfuse3.Operations):
             return await ask()
         return remembered
 
+    @contextlib.contextmanager
+    def changing(self, node: Node | None) -> Iterator[None]:
+        """Around what changes the contents or size of `node`, or names of any file (None).
+
+        It begins before the guard is asked, so that swap_activate sees what the guard has let through.
+        """
+        change = _Change(node)
+        self._changes.add(change)
+        try:
+            yield
+        finally:
+            self._changes.discard(change)
+            self._changed.unpark_all()
+
     async def drained(self, node: Node) -> None:
-        """Wait until no ordinary write of the file is on its way."""
-        while node.writing:
-            await self.drain.park()
+        """Wait for the end of every change under way that may concern `node`."""
+        before = {change for change in self._changes if change.node in (node, None)}
+        while before & self._changes:
+            await self._changed.park()
 
     def in_background(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
         """Do something that no request waits for; its failure is logged."""

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -11,6 +12,7 @@ from fuseswap.backends.nfs.url import NfsUrl, parse_nfs_url
 from fuseswap.backends.protocol import Caller, FileType, SourceError
 from fuseswap.backends.source import open_source
 from fuseswap.host.ganesha import Export, GaneshaServer
+from fuseswap.swap.target import NfsTarget
 from tests.backends.test_conformance import ROOT, fails
 
 MakeServer = Callable[..., GaneshaServer]
@@ -155,14 +157,35 @@ def test_root_squash_and_read_only(make_nfs_server: MakeServer) -> None:
     trio.run(main)
 
 
-def test_ids_of_the_url_stand_for_everybody(nfs_server: GaneshaServer, nfs_dir: object) -> None:
+def test_ids_of_the_url_stand_for_everybody(nfs_server: GaneshaServer, nfs_dir: Path) -> None:
     async def main() -> None:
-        name = nfs_dir.name  # type: ignore[attr-defined]
-        (nfs_server.export_dir / name).chmod(0o777)
-        async with open_source(nfs_server.url(name) + "&uid=77&gid=88") as backend:
+        nfs_dir.chmod(0o777)
+        async with open_source(nfs_server.url(nfs_dir.name) + "&uid=77&gid=88") as backend:
             _, made = await backend.create(backend.root, b"x", 0o600, False, Caller(1, 2))
             assert (made.uid, made.gid) == (77, 88)
             target = backend.swap_target(backend.root)
-            assert (target.uid, target.gid) == (77, 88)  # type: ignore[union-attr]
+            assert isinstance(target, NfsTarget)
+            assert (target.uid, target.gid) == (77, 88)
+
+    trio.run(main)
+
+
+def test_every_address_of_a_name_is_tried_and_kept(
+    nfs_server: GaneshaServer, nfs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def resolve(host: str) -> list[str]:
+        assert host == "server.example"
+        return ["127.0.0.2", "127.0.0.1", "::1"]
+
+    monkeypatch.setattr(mount_module, "_resolve", resolve)
+
+    async def main() -> None:
+        url = nfs_server.url(nfs_dir.name).replace("127.0.0.1", "server.example")
+        async with open_source(url) as backend:
+            target = backend.swap_target(backend.root)
+            assert isinstance(target, NfsTarget)
+            # Only 127.0.0.1 answers; it comes first, and the others are kept for later.
+            assert [address.host for address in target.addresses] == ["127.0.0.1", "127.0.0.2", "::1"]
+            assert {address.port for address in target.addresses} == {nfs_server.nfs_port}
 
     trio.run(main)
