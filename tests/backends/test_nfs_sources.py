@@ -158,8 +158,9 @@ def test_root_squash_and_read_only(make_nfs_server: MakeServer) -> None:
 
 
 def test_ids_of_the_url_stand_for_everybody(nfs_server: GaneshaServer, nfs_dir: Path) -> None:
+    nfs_dir.chmod(0o777)
+
     async def main() -> None:
-        nfs_dir.chmod(0o777)
         async with open_source(nfs_server.url(nfs_dir.name) + "&uid=77&gid=88") as backend:
             _, made = await backend.create(backend.root, b"x", 0o600, False, Caller(1, 2))
             assert (made.uid, made.gid) == (77, 88)
