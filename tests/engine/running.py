@@ -149,7 +149,7 @@ def fio_command(device: str, size_bytes: int, *options: str) -> list[str]:
 
 VERIFY: Final = (
     *("--rw=randwrite", "--bsrange=4k-1m", "--blockalign=4k", "--iodepth=16"),
-    *("--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--randrepeat=0"),
+    *("--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--verify_state_save=0", "--randrepeat=0"),
 )
 """Mixed sizes at depth 16, then all of it is read back and checked."""
 
