@@ -295,6 +295,22 @@ def test_waiting_for_a_slow_server_does_not_use_up_the_tries_of_unstable(rig: Ri
     assert rig.finish(rig.write(1, pages(1))) == [0]
 
 
+def test_a_call_that_waits_when_the_connection_is_lost_is_sent_once(
+    rig: Rig, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport_module, "RETRY_NS", 50 * MILLISECOND_NS)
+    server.script = [TRY_AGAIN["JUKEBOX"]]
+    request = rig.write(1, pages(1))
+    rig.until(lambda: rig.words[Word.SERVER_RETRIES])
+    server.connections[0].close(reset=True)
+    assert rig.finish(request) == [0]
+    over = time.monotonic() + 0.1
+    rig.until(lambda: time.monotonic() > over)
+
+    assert [number for number, _ in server.calls] == [0, 1]
+    assert rig.words[Word.UNKNOWN_REPLIES] == 0
+
+
 @pytest.mark.parametrize("status", [codec.NFS3ERR_STALE, codec.NFS3ERR_BADHANDLE])
 def test_a_stale_handle_may_come_back(rig: Rig, server: FakeServer, status: int) -> None:
     server.script = [fails(status)] * 10
