@@ -147,8 +147,7 @@ def _swap_on(plan: Plan) -> None:
 
 def _remove_directory(name: str) -> None:
     directory = rundir.directory(name)
-    for leftover in ("counters", ".counters"):
-        (directory / leftover).unlink(missing_ok=True)
+    rundir.remove_counters(name)
     for path in (rundir.filesystem_mountpoint(name), rundir.engine_mountpoint(name), directory):
         try:
             path.rmdir()

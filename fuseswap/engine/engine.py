@@ -238,6 +238,12 @@ class Engine:
         length, opcode, unique, node, handle, offset, count, _flags = TRANSFER_IN.unpack_from(self._header)
         is_write = opcode == _WRITE
         whole = size == length == (_TRANSFER_HEADER_BYTES + count if is_write else _TRANSFER_HEADER_BYTES)
+        if not is_write and offset + count > self._size_bytes:
+            # As read(2) at the end of a file; the loop device never asks for it.
+            count = max(0, self._size_bytes - offset)
+            if not count and whole:
+                self._reply(wire.error_answer(unique, 0))
+                return
         file = self._file
         if not whole or opcode > 0xFF or not unique:
             refusal = errno.EIO
@@ -246,7 +252,7 @@ class Engine:
         elif not count or (offset | count) % PAGE_SIZE or count > self._reserve.landing_pages * PAGE_SIZE:
             refusal = errno.EINVAL
         elif offset + count > self._size_bytes:
-            refusal = errno.EFBIG if is_write else errno.EINVAL
+            refusal = errno.EFBIG
         else:
             self._accept(unique, is_write, offset, count)
             return

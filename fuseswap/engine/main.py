@@ -28,7 +28,7 @@ SLOTS: Final = 16
 """Calls in flight: enough for a near server, and little enough to bound what the kernel allocates for us."""
 TRANSFER_BYTES_MAX: Final = 1 << 20
 HEAP_BYTES: Final = 4 << 20
-PROBE_SECONDS: Final = 15
+PROBE_SECONDS: Final = 10
 
 
 class StartError(Exception):

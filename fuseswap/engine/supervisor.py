@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fuseswap.engine import hardening, libc
-from fuseswap.host import fusectl
+from fuseswap.host import fusectl, rundir
 from fuseswap.host.bounded import HostError
 from fuseswap.host.mounts import mount_at, unmount
 from fuseswap.swap.counters import COUNTERS_BYTES, Counters, Level, State, Word
@@ -70,7 +70,8 @@ def make_counters(directory: Path, identity: dict[str, Any]) -> Counters:
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     (directory / "swap").mkdir(mode=0o700, exist_ok=True)
     unfinished = directory / ".counters"
-    descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+    rundir.remove_counters(directory.name)
+    descriptor = rundir.create_in_memory(unfinished)
     try:
         os.ftruncate(descriptor, COUNTERS_BYTES)
         counters = Counters(mmap.mmap(descriptor, COUNTERS_BYTES))
@@ -117,7 +118,7 @@ def _remove(directory: Path) -> None:
     with contextlib.suppress(HostError):
         unmount(str(directory / "swap"), lazy=True)
     with contextlib.suppress(OSError):
-        (directory / "counters").unlink(missing_ok=True)
+        rundir.remove_counters(directory.name)
         (directory / "swap").rmdir()
         directory.rmdir()
 

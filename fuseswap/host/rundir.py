@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,13 +19,14 @@ from pathlib import Path
 from attrs import frozen
 
 from fuseswap.host.bounded import HostError
-from fuseswap.host.mounts import mounts
+from fuseswap.host.mounts import mount_of, mounts
 from fuseswap.swap.counters import COUNTERS_BYTES, Counters, LogRecord
 from fuseswap.swap.target import Activation, activation_from_json
 from fuseswap.swap.units import RUN_DIRECTORY
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}")
 _POLL_SECONDS = 0.1
+_SHARED_MEMORY = "/dev/shm"
 
 
 @frozen
@@ -94,6 +96,29 @@ def read_counters(name: str) -> Snapshot | None:
             return None
         finally:
             counters.close()
+
+
+def create_in_memory(path: Path) -> int:
+    """A new file at `path` (mode 0640), open for reading and writing, whose pages no disk file system ever writes back.
+
+    Each write-back of a mapped page write-protects it, so that the engine's next store to it would fault into the
+    file system. Where `path` is not on a tmpfs, as /run should be, it is a symbolic link to a file on /dev/shm.
+    """
+    mount = mount_of(str(path), mounts())
+    if mount is None or mount.type != "tmpfs":
+        descriptor, target = tempfile.mkstemp(prefix=f"fuseswap-{path.parent.name}-", dir=_SHARED_MEMORY)
+        os.fchmod(descriptor, 0o640)
+        path.symlink_to(target)
+        return descriptor
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+
+
+def remove_counters(name: str) -> None:
+    """Remove NAME's counters, finished or not, and what a link in their place leads to."""
+    for path in (directory(name) / "counters", directory(name) / ".counters"):
+        if path.is_symlink():
+            path.readlink().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -427,11 +427,13 @@ ENGINE_RULES: Final = (
     EngineRule("WRITE of whole pages by the write handle", 0, "swap_rw."),
     EngineRule("WRITE by another handle", ETXTBSY, "Only the kernel's swap writes here."),
     EngineRule("READ or WRITE of anything but whole pages", EINVAL, "A slot is a page."),
-    EngineRule("READ behind the end", EINVAL, "There is no such slot."),
+    EngineRule("READ behind the end", 0, "No bytes, as read(2) has it; swap and the loop device never ask."),
     EngineRule("WRITE behind the end", EFBIG, "There is no such slot, and the file does not grow."),
     EngineRule("LOOKUP, GETATTR, OPENDIR, READDIR, STATFS", 0, "Answered from memory."),
     EngineRule("FSYNC, FLUSH, RELEASE", 0, "An answered write is stable already."),
     EngineRule("FALLOCATE", EOPNOTSUPP, "A discard of the loop device looks the same, whoever asked for it."),
+    EngineRule("SETATTR of the size (truncate)", ETXTBSY, "The size is fixed."),
+    EngineRule("SETATTR of anything else, and what makes or removes a name", EPERM, "Nothing here changes."),
     EngineRule("everything else", ENOSYS, "One name, one size, one owner, for as long as the file exists."),
 )
 """The engine's private mount: one file of fixed size, answered from memory (all but READ and WRITE)."""

@@ -17,7 +17,7 @@ import trio
 from fuseswap.backends.protocol import Caller
 from fuseswap.backends.source import open_source
 from fuseswap.engine.launch import launch
-from fuseswap.host import loop
+from fuseswap.host import loop, rundir
 from fuseswap.host.bounded import abandon, run, start
 from fuseswap.host.ganesha import GaneshaServer
 from fuseswap.host.mounts import mount_at, unmount
@@ -109,9 +109,8 @@ def running(
         with contextlib.suppress(AssertionError):
             wait_until(lambda: not any(map(is_running, pids)), seconds=5)
         rescue.end_processes(pids)
+        rundir.remove_counters(name)
         for left in (directory / "swap", directory):
-            for file_path in (left / "counters", left / ".counters"):
-                file_path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 left.rmdir()
 
