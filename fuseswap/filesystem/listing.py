@@ -1,6 +1,8 @@
 """Directories read."""
 
 import errno
+import logging
+import os
 
 import pyfuse3
 from pyfuse3 import FileHandleT, FileNameT, InodeT
@@ -10,6 +12,8 @@ from fuseswap.filesystem.directories import OpenDirectory
 from fuseswap.filesystem.entries import entry_of
 from fuseswap.filesystem.serving import Serving
 from fuseswap.filesystem.translate import answers_errno
+
+log = logging.getLogger(__name__)
 
 
 class ListingOperations(Serving):
@@ -32,6 +36,8 @@ class ListingOperations(Serving):
             if start_id < position and not pyfuse3.readdir_reply(token, FileNameT(name), self.entry(dot), position):
                 return
         async for position, entry in directory.entries(self.backend, max(start_id, 2)):
+            if self.hidden_names.is_left_over(entry.name) and await self._cleared(directory, entry.name):
+                continue
             known = await self._complete(directory, entry)
             if known is None:
                 continue
@@ -49,6 +55,17 @@ class ListingOperations(Serving):
     @answers_errno
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         """NFSv3 has each change of a directory on stable storage before its reply (RFC 1813 section 4.8)."""
+
+    async def _cleared(self, directory: OpenDirectory, name: bytes) -> bool:
+        """Whether a name that a killed process left is gone now: who may not remove it sees it."""
+        if self.read_only:
+            return False
+        try:
+            await self.backend.unlink(directory.node.handle, name, directory.caller)
+        except OSError as error:
+            return error.errno == errno.ENOENT
+        log.info("removed %s of a process that is no more", os.fsdecode(name))
+        return True
 
     async def _complete(self, directory: OpenDirectory, entry: Entry) -> tuple[Handle, Attributes] | None:
         """Handle and attributes of an entry, asked for if the server left them out; None if it is gone."""

@@ -50,7 +50,7 @@ async def _serve(source: str, mountpoint: str, options: MountOptions, ready: Cal
         _adopt(backend, active, nursery)
         root = await backend.getattr(backend.root, ROOT)
         statistics = await backend.statistics(backend.root, ROOT)
-        operations = Operations(backend, root, statistics, active, nursery, options.cache_seconds)
+        operations = Operations(backend, root, statistics, active, nursery, options)
         try:
             pyfuse3.init(operations, mountpoint, options.kernel_options(source))
         except RuntimeError:

@@ -87,7 +87,7 @@ class NameOperations(Serving):
         with self.changing(None):
             victim = await self._victim(Operation.UNLINK, parent, name, caller)
             if victim is not None and _needs_hiding(victim):
-                await hide(self.backend, self.inodes, parent, name, victim, caller)
+                await self._hide(parent, name, victim, caller)
             else:
                 await self.backend.unlink(parent.handle, name, caller)
 
@@ -124,7 +124,7 @@ class NameOperations(Serving):
         hidden = target is not None and target is not moved and _needs_hiding(target)
         if hidden:
             assert target is not None
-            await hide(self.backend, self.inodes, new_parent, name_new, target, caller)
+            await self._hide(new_parent, name_new, target, caller)
         try:
             await self.backend.rename(old_parent.handle, name_old, new_parent.handle, name_new, caller)
         except OSError:
@@ -134,6 +134,10 @@ class NameOperations(Serving):
             raise
         if (node := self.inodes.by_name(old_parent, name_old)) is not None:
             self.inodes.named(node, new_parent, name_new)
+
+    async def _hide(self, parent: Node, name: bytes, node: Node, caller: Caller) -> None:
+        hidden = self.hidden_names.new(node.attributes.fileid)
+        await hide(self.backend, self.inodes, parent, name, node, hidden, caller)
 
     async def _victim(self, operation: Operation, parent: Node, name: bytes, caller: Caller) -> Node | None:
         """The node behind a name that is to go, if it matters. OSError EPERM if the table refuses."""

@@ -18,6 +18,8 @@ from fuseswap.filesystem.callers import Callers
 from fuseswap.filesystem.directories import OpenDirectory
 from fuseswap.filesystem.entries import entry_of
 from fuseswap.filesystem.inodes import InodeTable, Node
+from fuseswap.filesystem.options import MountOptions
+from fuseswap.filesystem.removal import HiddenNames
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class Serving(pyfuse3.Operations):
         statistics: Statistics,
         active: ActiveFiles,
         nursery: trio.Nursery,
-        cache_seconds: float,
+        options: MountOptions,
     ) -> None:
         super().__init__()
         self.backend = backend
@@ -64,7 +66,9 @@ class Serving(pyfuse3.Operations):
         """As the backend told them last."""
         self.active = active
         self.callers = Callers()
-        self.cache_seconds = cache_seconds
+        self.cache_seconds = options.cache_seconds
+        self.read_only = options.read_only
+        self.hidden_names = HiddenNames()
         self.files: dict[int, OpenFile] = {}
         self.directories: dict[int, OpenDirectory] = {}
         self._changes: set[_Change] = set()
