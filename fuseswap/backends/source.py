@@ -15,11 +15,14 @@ _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 @contextlib.asynccontextmanager
-async def open_source(source: str) -> AsyncIterator[Backend]:
-    """The backend for nfs://HOST/EXPORT/PATH, file:///DIR or mem:SIZE. Errors: SourceError."""
+async def open_source(source: str, soft_seconds: float | None = None) -> AsyncIterator[Backend]:
+    """The backend for nfs://HOST/EXPORT/PATH, file:///DIR or mem:SIZE. Errors: SourceError.
+
+    A server that does not answer within `soft_seconds` is EIO; without them every call waits.
+    """
     scheme, colon, rest = source.partition(":")
     if scheme == "nfs":
-        async with open_nfs(source) as nfs:
+        async with open_nfs(source, soft_seconds) as nfs:
             yield nfs
     elif scheme == "file":
         async with open_local(source) as local:

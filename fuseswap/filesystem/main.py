@@ -45,7 +45,7 @@ def run(source: str, mountpoint: str, options: MountOptions, ready: Callable[[],
 
 
 async def _serve(source: str, mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
-    async with open_source(source) as backend, trio.open_nursery() as nursery:
+    async with open_source(source, options.soft_seconds) as backend, trio.open_nursery() as nursery:
         active = ActiveFiles(backend, source)
         _adopt(backend, active, nursery)
         root = await backend.getattr(backend.root, ROOT)

@@ -49,12 +49,15 @@ _READ, _LOOKUP, _MODIFY, _EXTEND, _DELETE, _EXECUTE = 1, 2, 4, 8, 16, 32
 
 
 @contextlib.asynccontextmanager
-async def open_nfs(source: str) -> AsyncIterator["NfsBackend"]:
-    """The export of an nfs:// URL. Errors: SourceError."""
+async def open_nfs(source: str, soft_seconds: float | None = None) -> AsyncIterator["NfsBackend"]:
+    """The export of an nfs:// URL. Errors: SourceError.
+
+    Each call waits for its answer, for at most `soft_seconds` if they are given.
+    """
     url = parse_nfs_url(source)
     caller = Caller(os.getuid() if url.uid is None else url.uid, os.getgid() if url.gid is None else url.gid)
     mounted = await mount(url, caller)
-    client = Client(mounted.addresses, mounted.connection)
+    client = Client(mounted.addresses, mounted.connection, soft_seconds)
     with first_error():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.run)

@@ -60,9 +60,15 @@ class ClientStatistics:
 class Client:
     """Serves calls to one NFS server while `run` runs."""
 
-    def __init__(self, addresses: Sequence[Address], connection: Connection) -> None:
-        """`connection` is connected already; `addresses` are tried in turn when it is lost."""
+    def __init__(
+        self, addresses: Sequence[Address], connection: Connection, soft_seconds: float | None = None
+    ) -> None:
+        """`connection` is connected already; `addresses` are tried in turn when it is lost.
+
+        A call without an answer is EIO after `soft_seconds` (RPC_TASK_SOFT), or waits for ever.
+        """
         self._addresses = addresses
+        self._soft_seconds = soft_seconds
         self._connection: Connection | None = connection
         self._outstanding: dict[int, Pending[Any]] = {}
         self._xid = random.getrandbits(32)
@@ -115,6 +121,15 @@ class Client:
                 log.warning("connection to %s lost, connecting again", self._addresses[0].host)
 
     async def _answered(self, call: Call[T], caller: Caller) -> Pending[T]:
+        if self._soft_seconds is None:
+            return await self._repeated(call, caller)
+        try:
+            with trio.fail_after(self._soft_seconds):
+                return await self._repeated(call, caller)
+        except trio.TooSlowError:
+            raise OSError(errno.EIO, f"{call.name}: no answer within {self._soft_seconds:g} s") from None
+
+    async def _repeated(self, call: Call[T], caller: Caller) -> Pending[T]:
         bad_replies = 0
         for delay in _delays(*_JUKEBOX_SECONDS):
             pending = await self._exchange(call, caller)
