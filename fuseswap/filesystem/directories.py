@@ -17,8 +17,10 @@ DOTS = 2
 class OpenDirectory:
     """One opendir(3)."""
 
-    def __init__(self, node: Node, caller: Caller) -> None:
+    def __init__(self, node: Node, caller: Caller, pid: int) -> None:
+        """`pid`: the thread that opens it."""
         self.node = node
+        self.pid = pid
         self.caller = caller
         self.rewind()
 

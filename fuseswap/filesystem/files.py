@@ -3,6 +3,7 @@
 import os
 
 import pyfuse3
+import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT
 
 from fuseswap.backends.protocol import Attributes, Caller, SetAttributes
@@ -50,7 +51,7 @@ class FileOperations(Serving):
             await self._truncate(node, caller)
         elif self.active.state_of(node.handle) is FileState.ORDINARY:
             await self.refresh(node)
-        return self._opened(node, caller, flags)
+        return self._opened(node, caller, flags, ctx.pid)
 
     @answers_errno
     async def create(
@@ -69,7 +70,7 @@ class FileOperations(Serving):
                 self.inodes.forget(node.id, 1)
                 raise
             entry = self.entry(node)
-        return self._opened(node, caller, flags), entry
+        return self._opened(node, caller, flags, ctx.pid), entry
 
     @answers_errno
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -91,8 +92,14 @@ class FileOperations(Serving):
     @answers_errno
     async def flush(self, fh: FileHandleT) -> None:
         file = self.files[fh]
-        if file.writable:
+        if not file.writable:
+            return
+        try:
             await self.backend.commit(file.node.handle, file.caller)
+        except trio.Cancelled:
+            # Who closes is dead; the data is to get there nevertheless.
+            self.in_background("flush", lambda: self.backend.commit(file.node.handle, file.caller))
+            raise
 
     @answers_errno
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
@@ -127,9 +134,9 @@ class FileOperations(Serving):
             self.active.check(Operation.OPEN_TRUNCATE, node.handle)
             node.attributes = await self.backend.setattr(node.handle, SetAttributes(size=0), caller)
 
-    def _opened(self, node: Node, caller: Caller, flags: int) -> pyfuse3.FileInfo:
+    def _opened(self, node: Node, caller: Caller, flags: int, pid: int) -> pyfuse3.FileInfo:
         fh = FileHandleT(next(self.numbers))
-        self.files[fh] = OpenFile(node, caller, flags & os.O_ACCMODE != os.O_RDONLY)
+        self.files[fh] = OpenFile(node, caller, flags & os.O_ACCMODE != os.O_RDONLY, pid)
         self.inodes.opened(node)
         if self.active.state_of(node.handle) is not FileState.ORDINARY:
             # No page cache stands beside the pages of swap, and no shared mapping can be made.

@@ -22,7 +22,7 @@ class ListingOperations(Serving):
     @answers_errno
     async def opendir(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileHandleT:
         fh = FileHandleT(next(self.numbers))
-        self.directories[fh] = OpenDirectory(self.node(inode), self.callers.of(ctx))
+        self.directories[fh] = OpenDirectory(self.node(inode), self.callers.of(ctx), ctx.pid)
         return fh
 
     @answers_errno

@@ -58,6 +58,7 @@ async def _serve(source: str, mountpoint: str, options: MountOptions, ready: Cal
         try:
             with trio.CancelScope() as serving, _interrupted_reads():
                 await nursery.start(_leave_at_signal, serving)
+                nursery.start_soon(operations.waiting.watch)
                 ready()
                 await pyfuse3.main(max_tasks=REQUESTS_MAX)
         finally:

@@ -5,7 +5,7 @@ import errno
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import pyfuse3
 import trio
@@ -20,6 +20,7 @@ from fuseswap.filesystem.entries import entry_of
 from fuseswap.filesystem.inodes import InodeTable, Node
 from fuseswap.filesystem.options import MountOptions
 from fuseswap.filesystem.removal import HiddenNames
+from fuseswap.filesystem.waiting import WaitingCalls
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ class OpenFile:
     node: Node
     caller: Caller
     writable: bool
+    pid: int
+    """The thread that opened it. FUSE names it with every request, but pyfuse3 not with those of open files."""
 
 
 @define(eq=False)
@@ -75,7 +78,15 @@ class Serving(pyfuse3.Operations):
         self._changed = trio.lowlevel.ParkingLot()
         self.numbers = itertools.count(1)
         """Of open files and directories."""
+        self.waiting = WaitingCalls()
         self._nursery = nursery
+
+    def asker(self, arguments: tuple[Any, ...]) -> int:
+        """Who waits for a request: its context says so, or else who opened the file is taken for it."""
+        if isinstance(arguments[-1], pyfuse3.RequestContext):
+            return arguments[-1].pid
+        opened = self.files.get(arguments[0]) or self.directories.get(arguments[0])
+        return 0 if opened is None else opened.pid
 
     def node(self, inode: InodeT) -> Node:
         """The node the kernel means. ESTALE for one of a former life of this process."""

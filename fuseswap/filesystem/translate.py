@@ -1,4 +1,4 @@
-"""Exceptions of the handlers as errno of the kernel: the one place.
+"""Exceptions of the handlers as errno of the kernel, and the end of waits that nobody needs: the one place.
 
 pyfuse3 knows FUSEError only; anything else would end the whole process with every request unanswered. So an
 OSError becomes its errno, and what nobody expected is logged and becomes EIO.
@@ -8,9 +8,11 @@ import errno
 import functools
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
+
+from fuseswap.filesystem.waiting import WaitingCalls
 
 log = logging.getLogger(__name__)
 
@@ -18,13 +20,29 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def answers_errno(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+class Asked(Protocol):
+    """What a handler's object must tell."""
+
+    waiting: WaitingCalls
+
+    def asker(self, arguments: tuple[Any, ...]) -> int:
+        """The thread that waits for the request with these arguments."""
+        ...
+
+
+S = TypeVar("S", bound=Asked)
+
+
+def answers_errno(
+    handler: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
     """Decorate a pyfuse3 handler."""
 
     @functools.wraps(handler)
-    async def translated(*args: P.args, **kwargs: P.kwargs) -> T:
+    async def translated(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return await handler(*args, **kwargs)
+            with self.waiting.interruptible(self.asker(args)):
+                return await handler(self, *args, **kwargs)
         except pyfuse3.FUSEError:
             raise
         except OSError as error:
@@ -32,5 +50,6 @@ def answers_errno(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, C
         except Exception:
             log.exception("%s failed", handler.__name__)
             raise pyfuse3.FUSEError(errno.EIO) from None
+        raise pyfuse3.FUSEError(errno.EINTR)
 
     return translated

@@ -2,6 +2,9 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,3 +43,63 @@ def _works(point: Path) -> bool:
         return (point / "file").read_bytes().endswith(b"content")
     except OSError:
         return False
+
+
+_CALLS = {
+    "stat": "os.stat(directory + '/other')",
+    "list": "os.listdir(directory)",
+    "create": "open(directory + '/new', 'w')",
+    "rename": "os.rename(path, path + '-renamed')",
+    "read": "os.pread(fd, 100, 0)",
+    "read direct": "os.preadv(direct, [mmap.mmap(-1, 4096)], 0)",
+    "write": "os.pwrite(fd, b'x' * 100, 0)",
+    "fsync": "(os.pwrite(fd, b'x' * 100, 0), os.fsync(fd))",
+}
+
+_USER = """
+import mmap, os, sys
+directory = sys.argv[1]
+path = directory + "/file"
+fd = os.open(path, os.O_RDWR)
+direct = os.open(path, os.O_RDONLY | os.O_DIRECT)
+os.write(fd, b"d" * int(sys.argv[3]))
+print("ready", flush=True)
+sys.stdin.readline()
+exec(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_fatal_signal_ends_every_wait(mount: Mount, fresh_nfs_server: GaneshaServer, number: signal.Signals) -> None:
+    point = mount(fresh_nfs_server.url(), "actimeo=0").point
+    (point / "file").write_bytes(b"content" * 10_000)
+    users = {}
+    for name, call in _CALLS.items():
+        # One of them dies with data that the server has not committed.
+        command = [sys.executable, "-c", _USER, str(point), call, "1000" if name == "fsync" else "0"]
+        user = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert user.stdout is not None
+        assert user.stdout.readline() == b"ready\n", name
+        users[name] = user
+    fresh_nfs_server.kill()
+    for user in users.values():
+        assert user.stdin is not None
+        user.stdin.write(b"go on\n")
+        user.stdin.close()
+    wait_until(lambda: all(_sleeps(user.pid) for user in users.values()), seconds=10, what="all to wait")
+    for user in users.values():
+        user.send_signal(number)
+    for name, user in users.items():
+        assert (name, user.wait(15)) == (name, -number)
+        assert user.stdout is not None
+        assert user.stderr is not None
+        user.stdout.close()
+        user.stderr.close()
+    fresh_nfs_server.start()
+    wait_until(lambda: (point / "file").stat().st_size == 70_000, seconds=20, what="the mount to work again")
+    behind = fresh_nfs_server.export_dir / "file"
+    wait_until(lambda: behind.read_bytes()[:1000] == b"d" * 1000, seconds=10, what="the dead process's data")
+
+
+def _sleeps(pid: int) -> bool:
+    return any(word in Path(f"/proc/{pid}/wchan").read_text() for word in ("request_wait", "fuse", "folio"))
