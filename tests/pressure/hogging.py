@@ -1,6 +1,7 @@
 """A memory hog in a cgroup that is too small for it, followed page by page."""
 
 import secrets
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,8 @@ from tests.kit import rescue
 MIB = 1 << 20
 SILENCE_SECONDS = 30.0
 """No page in or out for so long, on a machine that has other things to do as well, is a hang."""
+LOST = (-signal.SIGBUS, -signal.SIGKILL)
+"""How a process ends that has lost pages: it touches one, or its cgroup, which can no longer swap, kills it."""
 
 
 @define(eq=False)

@@ -14,7 +14,7 @@ from fuseswap.host.ganesha import GaneshaServer
 from tests.cli.command import fuseswap
 from tests.cli.swapped import kill
 from tests.kit.wait import wait_until
-from tests.pressure.hogging import MIB, RunningHog, hog_in, small_cgroup
+from tests.pressure.hogging import LOST, MIB, RunningHog, hog_in, small_cgroup
 from tests.pressure.swapping import Swap, swap_up
 from tests.pressure.watchdog import watched
 
@@ -22,8 +22,6 @@ pytestmark = pytest.mark.swap
 
 HOG = 160 * MIB
 LIMIT = 48 * MIB
-LOST = (-signal.SIGBUS, -signal.SIGKILL)
-"""How a process ends that has lost pages: it touches one, or its cgroup, which can no longer swap, kills it."""
 STOPPED_SECONDS = 5.0
 SILENCE_SECONDS = 40.0
 

@@ -1,0 +1,54 @@
+"""The engine's process with safeguards taken away, to see what each is good for. No part of the product.
+
+`python -m tests.pressure.without SAFEGUARDS DIRECTORY RESERVE_BYTES READY_FD`: the comma-separated safeguards are
+taken away, then `fuseswap.engine.main` runs as ever. Imports no more than that does.
+"""
+
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, Final
+
+from fuseswap.engine import hardening, libc
+from fuseswap.engine import main as engine
+
+
+def _nothing(*_: object) -> None:
+    return
+
+
+def _mlockall() -> None:
+    _replace(libc, "lock_memory", _nothing)
+
+
+def _heap() -> None:
+    _replace(hardening, "touch_heap", _nothing)
+    _replace(hardening, "touch_stack", _nothing)
+
+
+def _gc() -> None:
+    _replace(hardening, "gc", SimpleNamespace(collect=_nothing, freeze=_nothing, disable=_nothing))
+
+
+def _realtime() -> None:
+    _replace(hardening, "_become_realtime", _nothing)
+
+
+def _replace(module: Any, name: str, value: object) -> None:
+    getattr(module, name)
+    setattr(module, name, value)
+
+
+TAKEN_AWAY: Final[dict[str, Callable[[], None]]] = {
+    "mlockall": _mlockall,
+    "heap": _heap,
+    "malloc": _nothing,
+    "gc": _gc,
+    "realtime": _realtime,
+}
+"""`malloc` is the environment (`hardening.ENVIRONMENT`): whoever starts this leaves it out."""
+
+if __name__ == "__main__":
+    for safeguard in filter(None, sys.argv[1].split(",")):
+        TAKEN_AWAY[safeguard]()
+    sys.exit(engine.main(sys.argv[2:]))
