@@ -145,7 +145,8 @@ def busy_processors() -> Iterator[None]:
     """As many processes that only calculate as there are processors."""
     with ExitStack() as stack:
         for _ in range(os.cpu_count() or 1):
-            stack.enter_context(in_background(["setpriv", "--pdeathsig", "KILL", sys.executable, "-c", "while True: pass"]))
+            busy = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-c", "while True: pass"]
+            stack.enter_context(in_background(busy))
         yield
 
 
