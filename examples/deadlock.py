@@ -52,6 +52,7 @@ SWAP = 256 * MIB
 SPARE = 1024 * MIB
 """The machine must have this much to spare, so that nobody outside the cgroup swaps meanwhile."""
 TRANSFER = MIB
+FUSE_NOTIFY_RESEND = 7  # since Linux 6.9
 STUCK_SECONDS = 5
 END_SECONDS = 90
 
@@ -195,6 +196,13 @@ def rescue(stage: Stage, daemon: "subprocess.Popen[str]", process: "subprocess.P
     if foreign:
         print("pages of other processes are on this swap: a second daemon goes on outside of the cgroup")
         second = stage.serve(inside=False)
+        # The first may wait for what it has read itself and not answered: it has to go, and the kernel to ask again,
+        # before it can end and once more when it has.
+        again = wire.OUT_HEADER.pack(wire.OUT_HEADER.size, FUSE_NOTIFY_RESEND, 0)
+        daemon.kill()
+        os.write(stage.connection, again)
+        daemon.wait(20)
+        os.write(stage.connection, again)
         process.kill()
         process.wait(20)
         swap.swapoff(stage.device, lambda used, seconds: None)
