@@ -17,7 +17,7 @@ from fuseswap.cli.swapping_off import swap_off
 from fuseswap.engine.launch import launch
 from fuseswap.host import processes, rundir, xattr
 from fuseswap.host.bounded import HostError
-from fuseswap.host.loop import attach, detach, loop_device_of
+from fuseswap.host.loop import attach, detach
 from fuseswap.host.machine import boot_id, machine_id
 from fuseswap.host.mounts import mount_at, unmount
 from fuseswap.host.swap import swapon
@@ -65,7 +65,7 @@ def remove_steps(name: str, *, force: bool) -> list[Step]:
         ("directory", lambda: _remove_directory(name)),
         ("mount", lambda: ordinary.unmount_own(name, force=force)),
         ("activation", lambda: ordinary.deactivate(name, force=force)),
-        ("engine", lambda: _end_engine(name)),
+        ("engine", lambda: _end_engine(name, force=force)),
         ("loop device", lambda: _detach(name)),
         ("swap", lambda: swap_off(name, force=force)),
     ]
@@ -103,8 +103,11 @@ def _start_engine(plan: Plan, interrupts: Interrupts) -> None:
         launch(plan.name, activation_from_json(text))
 
 
-def _end_engine(name: str) -> None:
-    """Unmount the engine's file, upon which engine and supervisor leave; what stays is killed."""
+def _end_engine(name: str, *, force: bool) -> None:
+    """Unmount the engine's file, upon which engine and supervisor leave.
+
+    An engine that stays serves somebody still: HostError, and only with `force` it is killed.
+    """
     counters = rundir.read_counters(name)
     words = counters.words if counters is not None else {}
     found = [
@@ -115,10 +118,15 @@ def _end_engine(name: str) -> None:
         while mount_at(str(rundir.engine_mountpoint(name))) is not None:
             unmount(str(rundir.engine_mountpoint(name)))
         for process in found:
-            # No swap is on it any more, and no file: a process that hangs holds nothing of value.
-            if process is not None and not process.wait(_END_SECONDS):
-                process.kill()
-                process.wait(_END_SECONDS)
+            if process is None or process.wait(_END_SECONDS):
+                continue
+            if not force:
+                raise HostError(
+                    f"{name}: something still holds the engine's file (process {process.pid} does not end): see"
+                    f" losetup -l and cat /proc/swaps, or: fuseswap down --force {name}"
+                )
+            process.kill()
+            process.wait(_END_SECONDS)
     finally:
         for process in found:
             if process is not None:
@@ -131,15 +139,15 @@ def _attach(name: str) -> None:
 
 
 def _detach(name: str) -> None:
-    device = loop_device_of(str(rundir.engine_file(name)))
+    device = rundir.engine_device(name)
     if device is not None:
         detach(device.path)
-    if loop_device_of(str(rundir.engine_file(name))) is not None:
+    if rundir.engine_device(name) is not None:
         raise HostError(f"{device.path if device else name} is in use by another program: close it")
 
 
 def _swap_on(plan: Plan) -> None:
-    device = loop_device_of(str(rundir.engine_file(plan.name)))
+    device = rundir.engine_device(plan.name)
     if device is None:
         raise HostError(f"{plan.name}: its loop device has gone")
     swapon(device.path, plan.priority)

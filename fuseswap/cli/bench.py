@@ -25,7 +25,6 @@ from fuseswap.cli.table import columns
 from fuseswap.cli.updown import take_down
 from fuseswap.host import rundir
 from fuseswap.host.bounded import HostError, run
-from fuseswap.host.loop import loop_device_of
 
 _FILE_BYTES = 256 << 20
 
@@ -113,7 +112,7 @@ class _Bench:
         build(steps, failed=lambda _: None, shield=self.interrupts.shield)
 
     def _measure(self) -> None:
-        device = loop_device_of(str(rundir.engine_file(self.name)))
+        device = rundir.engine_device(self.name)
         if device is None:
             raise HostError(f"{self.name}: its loop device has gone")
         for pattern in PATTERNS:

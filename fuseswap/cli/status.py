@@ -59,8 +59,7 @@ def _describe(
     devices: tuple[LoopDevice, ...],
     areas: tuple[SwapArea, ...],
 ) -> Report:
-    file = str(rundir.engine_file(name))
-    device = next((device for device in devices if device.backing_file == file), None)
+    device = rundir.engine_device(name, devices)
     area = next((area for area in areas if device is not None and area.path == device.path), None)
     now = rundir.read_counters(name)
     mounted = mount_at(str(rundir.filesystem_mountpoint(name)), table)

@@ -11,7 +11,6 @@ from fuseswap.cli.output import say, warn
 from fuseswap.cli.size import format_size
 from fuseswap.host import fusectl, processes, rundir
 from fuseswap.host.bounded import HostError
-from fuseswap.host.loop import loop_device_of
 from fuseswap.host.machine import memory_available_bytes
 from fuseswap.host.mounts import mount_at
 from fuseswap.host.swap import SwapArea, shortfall, swap_area, swapoff, swaps
@@ -69,7 +68,7 @@ def swap_off(name: str, *, force: bool) -> None:
     Failure, with the swap still on, if memory does not suffice or the server is away. With `force` the
     engine's connection is aborted when pages cannot be had: they are lost, and that is said.
     """
-    device = loop_device_of(str(rundir.engine_file(name)))
+    device = rundir.engine_device(name)
     area = swap_area(device.path) if device is not None else None
     if area is None:
         return

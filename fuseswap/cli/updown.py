@@ -15,7 +15,6 @@ from fuseswap.cli.size import format_size
 from fuseswap.cli.source import is_url, join_url, same_file, split_file_url
 from fuseswap.cli.steps import build, tear_down
 from fuseswap.host import rundir, xattr
-from fuseswap.host.loop import loop_device_of
 from fuseswap.host.machine import require_root
 from fuseswap.host.swap import SwapArea, swap_area, swaps
 
@@ -170,7 +169,7 @@ def _is_called(name: str, url: str) -> bool:
 
 
 def _area(name: str) -> SwapArea | None:
-    device = loop_device_of(str(rundir.engine_file(name)))
+    device = rundir.engine_device(name)
     return swap_area(device.path) if device is not None else None
 
 

@@ -19,10 +19,11 @@ from pathlib import Path
 from attrs import frozen
 
 from fuseswap.host.bounded import HostError
-from fuseswap.host.mounts import mount_of, mounts
+from fuseswap.host.loop import LoopDevice, loop_devices
+from fuseswap.host.mounts import mount_at, mount_of, mounts
 from fuseswap.swap.counters import COUNTERS_BYTES, Counters, LogRecord
 from fuseswap.swap.target import Activation, activation_from_json
-from fuseswap.swap.units import RUN_DIRECTORY
+from fuseswap.swap.units import PAGE_SIZE, RUN_DIRECTORY
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}")
 _POLL_SECONDS = 0.1
@@ -65,6 +66,22 @@ def engine_mountpoint(name: str) -> Path:
 def engine_file(name: str) -> Path:
     """The engine's file, under the loop device."""
     return engine_mountpoint(name) / name
+
+
+def engine_device(name: str, devices: tuple[LoopDevice, ...] | None = None) -> LoopDevice | None:
+    """The loop device on the engine's file, also when the mount under it was taken out of the table (`umount -l`).
+
+    The path of such a file ends at its mount's root (prepend_path in fs/d_path.c), so a file of this machine may
+    be called the same: then it is that one.
+    """
+    table = loop_devices() if devices is None else devices
+    found = next((device for device in table if device.backing_file == str(engine_file(name))), None)
+    path = f"/{name}"
+    # A mount point is never looked up: it may hang.
+    if found is not None or mount_at(path) is not None or os.path.lexists(path):
+        return found
+    alike = (device for device in table if device.direct_io and device.sector_bytes == PAGE_SIZE)
+    return next((device for device in alike if device.backing_file == path), None)
 
 
 def names() -> tuple[str, ...]:

@@ -5,7 +5,9 @@ import json
 import os
 import secrets
 import signal
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,15 @@ def name() -> Iterator[str]:
 
 def up(url: str, *more: str) -> Result:
     return fuseswap("up", url, "--size", SIZE, "--priority", str(PRIORITY_MAX), *more)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def area_of(name: str) -> SwapArea | None:
@@ -185,6 +196,31 @@ def test_down_without_filesystem_and_supervisor(nfs_server: GaneshaServer, nfs_d
         assert compare(process) == "same"
     assert is_clean(name)
     assert not mark_in(nfs_dir / name), "the filesystem was started again to clear it"
+
+
+def test_down_after_a_lazy_unmount(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
+    assert up(nfs_server.url(f"{nfs_dir.name}/{name}")).code == 0
+    with swapped_process() as process:
+        subprocess.run(["umount", "-l", str(rundir.engine_mountpoint(name))], check=True, timeout=20)
+        (mine,) = (entry for entry in json.loads(fuseswap("status", "--json").output)["swap"] if entry["name"] == name)
+        assert mine["state"] == "active"
+        result = fuseswap("down", name)
+        assert (result.code, result.errors) == (0, ""), result
+        assert compare(process) == "same"
+    assert is_clean(name)
+    assert not mark_in(nfs_dir / name)
+
+
+def test_an_engine_that_serves_somebody_is_not_killed(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
+    assert up(nfs_server.url(f"{nfs_dir.name}/{name}")).code == 0
+    with opened(rundir.engine_mountpoint(name)):
+        subprocess.run(["umount", "-l", str(rundir.engine_mountpoint(name))], check=True, timeout=20)
+        result = fuseswap("down", name)
+        assert result.code == 1
+        assert "something still holds the engine's file" in result.line
+        assert server_process(name, processes.ENGINE)
+    assert fuseswap("down", name).code == 0
+    assert is_clean(name)
 
 
 def test_down_without_engine(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
