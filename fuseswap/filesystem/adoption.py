@@ -27,15 +27,16 @@ def active_elsewhere(run_directory: Path = Path(RUN_DIRECTORY)) -> Iterator[Acti
 
 def _read(path: Path) -> Activation | None:
     counters = Counters(path.read_bytes())
-    if not _is_engine(counters.words[Word.ENGINE_PID]):
+    if not _is_engine(counters.words[Word.ENGINE_PID], counters.words[Word.ENGINE_START_TICKS]):
         return None
     return activation_from_json(json.dumps(counters.identity()["activation"]))
 
 
-def _is_engine(pid: int) -> bool:
+def _is_engine(pid: int, start_ticks: int) -> bool:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip() == _ENGINE_COMM
+        front, _, rest = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")
+        return front.partition(b"(")[2] == _ENGINE_COMM and int(rest.split()[19]) == start_ticks
     return False
 
 
-_ENGINE_COMM = "fuseswap-engine"
+_ENGINE_COMM = b"fuseswap-engine"

@@ -41,6 +41,7 @@ class FileOperations(Serving):
                 # Answered from memory: in the kernel, who waits for this holds the inode's lock.
                 self.in_background("setattr", lambda: self.backend.setattr(node.handle, changes, caller))
             else:
+                await self.gathering.drain(node.handle)
                 node.attributes = await self.backend.setattr(node.handle, changes, caller)
         return self.entry(node)
 
@@ -59,7 +60,9 @@ class FileOperations(Serving):
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         parent, caller = self.node(parent_inode), self.callers.of(ctx)
         exclusive = bool(flags & os.O_EXCL)
-        handle, attributes = await self.backend.create(parent.handle, name, mode & 0o7777, exclusive, caller)
+        handle, attributes = await self.found(
+            lambda: self.backend.create(parent.handle, name, mode & 0o7777, exclusive, caller)
+        )
         entry = self.new_entry(parent, name, handle, attributes)
         node = self.node(entry.st_ino)
         if flags & os.O_TRUNC and attributes.size:
@@ -75,6 +78,7 @@ class FileOperations(Serving):
     @answers_errno
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         file = self.files[fh]
+        await self.gathering.drain(file.node.handle)
         return await self.backend.read(file.node.handle, off, size, file.caller)
 
     @answers_errno
@@ -83,9 +87,9 @@ class FileOperations(Serving):
         node = file.node
         with self.changing(node):
             self.active.check(Operation.WRITE, node.handle)
-            attributes = await self.backend.write(node.handle, off, buf, False, file.caller)
-        if attributes is not None:
-            node.attributes = attributes
+            await self.gathering.write(node, off, buf, file.caller)
+            if file.direct:
+                await self.gathering.settle(node.handle)
         node.cached = None
         return len(buf)
 
@@ -95,16 +99,15 @@ class FileOperations(Serving):
         if not file.writable:
             return
         try:
-            await self.backend.commit(file.node.handle, file.caller)
+            await self._commit(file)
         except trio.Cancelled:
             # Who closes is dead; the data is to get there nevertheless.
-            self.in_background("flush", lambda: self.backend.commit(file.node.handle, file.caller))
+            self.in_background("flush", lambda: self._commit(file))
             raise
 
     @answers_errno
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        file = self.files[fh]
-        await self.backend.commit(file.node.handle, file.caller)
+        await self._commit(self.files[fh])
 
     @answers_errno
     async def release(self, fh: FileHandleT) -> None:
@@ -129,14 +132,20 @@ class FileOperations(Serving):
         data.f_namemax = numbers.name_bytes_max
         return data
 
+    async def _commit(self, file: OpenFile) -> None:
+        await self.gathering.settle(file.node.handle)
+        await self.backend.commit(file.node.handle, file.caller)
+
     async def _truncate(self, node: Node, caller: Caller) -> None:
         with self.changing(node):
             self.active.check(Operation.OPEN_TRUNCATE, node.handle)
+            await self.gathering.drain(node.handle)
             node.attributes = await self.backend.setattr(node.handle, SetAttributes(size=0), caller)
 
     def _opened(self, node: Node, caller: Caller, flags: int, pid: int) -> pyfuse3.FileInfo:
         fh = FileHandleT(next(self.numbers))
-        self.files[fh] = OpenFile(node, caller, flags & os.O_ACCMODE != os.O_RDONLY, pid)
+        writable, direct = flags & os.O_ACCMODE != os.O_RDONLY, bool(flags & os.O_DIRECT)
+        self.files[fh] = OpenFile(node, caller, writable, direct, pid)
         self.inodes.opened(node)
         if self.active.state_of(node.handle) is not FileState.ORDINARY:
             # No page cache stands beside the pages of swap, and no shared mapping can be made.

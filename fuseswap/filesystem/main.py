@@ -61,6 +61,9 @@ async def _serve(source: str, mountpoint: str, options: MountOptions, ready: Cal
                 nursery.start_soon(operations.waiting.watch)
                 ready()
                 await pyfuse3.main(max_tasks=REQUESTS_MAX)
+            # Of processes that closed nothing.
+            with trio.move_on_after(GRACE_SECONDS):
+                await operations.gathering.drain_all()
         finally:
             pyfuse3.close(unmount=True)
             nursery.cancel_scope.cancel()

@@ -29,11 +29,11 @@ class NameOperations(Serving):
             return self.entry(known)
         caller = self.callers.of(ctx)
         if known is None:
-            handle, attributes = await self.backend.lookup(parent.handle, name, caller)
+            handle, attributes = await self.found(lambda: self.backend.lookup(parent.handle, name, caller))
         else:
             remembered = (known.handle, known.attributes)
             handle, attributes = await self.patiently(
-                known, lambda: self.backend.lookup(parent.handle, name, caller), remembered
+                known, lambda: self.found(lambda: self.backend.lookup(parent.handle, name, caller)), remembered
             )
         return self.new_entry(parent, name, handle, attributes)
 
@@ -78,6 +78,7 @@ class NameOperations(Serving):
         self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         node, parent = self.node(inode), self.node(new_parent_inode)
+        await self.gathering.drain(node.handle)
         attributes = await self.backend.link(node.handle, parent.handle, new_name, self.callers.of(ctx))
         return self.new_entry(parent, new_name, node.handle, attributes)
 

@@ -17,6 +17,7 @@ from fuseswap.filesystem.active import ROOT, ActiveFiles
 from fuseswap.filesystem.callers import Callers
 from fuseswap.filesystem.directories import OpenDirectory
 from fuseswap.filesystem.entries import entry_of
+from fuseswap.filesystem.gathering import Gathering
 from fuseswap.filesystem.inodes import InodeTable, Node
 from fuseswap.filesystem.options import MountOptions
 from fuseswap.filesystem.removal import HiddenNames
@@ -38,6 +39,8 @@ class OpenFile:
     node: Node
     caller: Caller
     writable: bool
+    direct: bool
+    """O_DIRECT: the server has each write before it is answered."""
     pid: int
     """The thread that opened it. FUSE names it with every request, but pyfuse3 not with those of open files."""
 
@@ -79,6 +82,7 @@ class Serving(pyfuse3.Operations):
         self.numbers = itertools.count(1)
         """Of open files and directories."""
         self.waiting = WaitingCalls()
+        self.gathering = Gathering(backend, nursery)
         self._nursery = nursery
 
     def asker(self, arguments: tuple[Any, ...]) -> int:
@@ -110,9 +114,20 @@ class Serving(pyfuse3.Operations):
         pinned = self.active.attributes_of(node.handle)
         if pinned is not None:
             return pinned
-        attributes = await self.patiently(node, lambda: self.backend.getattr(node.handle, ROOT), node.attributes)
+        attributes = await self.patiently(node, lambda: self.drained_attributes(node.handle), node.attributes)
         node.attributes = attributes
         return self.active.pin(node.handle, attributes)
+
+    async def drained_attributes(self, handle: Handle) -> Attributes:
+        """The backend's, with all that was written before: a size of earlier would cut off the kernel's pages."""
+        await self.gathering.drain(handle)
+        return await self.backend.getattr(handle, ROOT)
+
+    async def found(self, ask: Callable[[], Awaitable[tuple[Handle, Attributes]]]) -> tuple[Handle, Attributes]:
+        """The file that the backend finds, with all that was written to it before."""
+        writing = self.gathering.handles()
+        handle, attributes = await ask()
+        return handle, await self.drained_attributes(handle) if handle in writing else attributes
 
     async def patiently(self, node: Node, ask: Callable[[], Awaitable[T]], remembered: T) -> T:
         """The backend's answer; if it is late, what is remembered of the root or the way to an active file."""
@@ -137,10 +152,11 @@ class Serving(pyfuse3.Operations):
             self._changed.unpark_all()
 
     async def drained(self, node: Node) -> None:
-        """Wait for the end of every change under way that may concern `node`."""
+        """Wait for the end of every change under way that may concern `node`. OSError of a write that failed."""
         before = {change for change in self._changes if change.node in (node, None)}
         while before & self._changes:
             await self._changed.park()
+        await self.gathering.settle(node.handle)
 
     def in_background(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
         """Do something that no request waits for; its failure is logged."""

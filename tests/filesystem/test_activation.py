@@ -316,7 +316,7 @@ def test_a_new_process_knows_the_files_of_running_engines(
         _write_counters(run_directory / name / "counters", activation(active), pid)
     (run_directory / "odd").mkdir()
     (run_directory / "odd/counters").write_bytes(b"garbage")
-    monkeypatch.setattr(adoption, "_is_engine", lambda pid: pid == os.getpid())
+    monkeypatch.setattr(adoption, "_is_engine", lambda pid, ticks: pid == os.getpid())
     found = list(adoption.active_elsewhere(run_directory))
     assert [item.source for item in found] == [activation(active)["source"]]
 

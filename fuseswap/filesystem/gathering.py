@@ -1,0 +1,164 @@
+"""Writes answered before the server has them: small ones gather into large ones, large ones overlap.
+
+What write(2) promises is that later readers of this mount see the bytes. So whoever reads the file, asks for its
+attributes or changes them waits for its writes first (`drain`), and so does whoever was promised more: fsync,
+close, swap_activate (`settle`). A write that fails is told to the file's next write, fsync or close, as nfs(5)
+has it. Nothing is held back for longer than LINGER_SECONDS.
+"""
+
+import errno
+import logging
+from typing import Final
+
+import trio
+from attrs import define, field
+
+from fuseswap.backends.protocol import Backend, Caller, Handle
+from fuseswap.filesystem.inodes import Node
+
+log = logging.getLogger(__name__)
+
+SENDING_BYTES_MAX: Final = 8 << 20
+"""On their way at once, of one file; a writer that would exceed it waits."""
+
+_SENDING_MAX: Final = 64
+LINGER_SECONDS: Final = 0.5
+
+
+@define(eq=False)
+class _Piece:
+    """Adjoining bytes of one file."""
+
+    offset: int
+    data: bytes | bytearray
+    caller: Caller
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.data)
+
+    def overlaps(self, offset: int, end: int) -> bool:
+        return self.offset < end and offset < self.end
+
+
+@define(eq=False)
+class _File:
+    node: Node
+    gathered: _Piece | None = None
+    sending: set[_Piece] = field(factory=set)
+    sent: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
+    writers: int = 0
+    """Calls of `write` under way."""
+    error: OSError | None = None
+
+
+class Gathering:
+    """The writes of all files that the backend does not have yet."""
+
+    def __init__(self, backend: Backend, nursery: trio.Nursery) -> None:
+        self._backend = backend
+        self._nursery = nursery
+        self._files: dict[Handle, _File] = {}
+
+    def handles(self) -> frozenset[Handle]:
+        """Of the files that have such writes."""
+        return frozenset(self._files)
+
+    async def write(self, node: Node, offset: int, data: bytes, caller: Caller) -> None:
+        """Take a write. OSError of an earlier one of the file that failed."""
+        file = self._files.setdefault(node.handle, _File(node))
+        file.writers += 1
+        try:
+            _raise_error(file)
+            await self._take(file, offset, data, caller)
+            while len(file.sending) > _SENDING_MAX or _bytes(file) > SENDING_BYTES_MAX:
+                await file.sent.park()
+        finally:
+            file.writers -= 1
+            self._drop_if_idle(file)
+
+    async def drain(self, handle: Handle) -> None:
+        """The backend has answered every write taken before this call when it returns."""
+        file = self._files.get(handle)
+        if file is None:
+            return
+        self._send_gathered(file)
+        before = set(file.sending)
+        while before & file.sending:
+            await file.sent.park()
+
+    async def settle(self, handle: Handle) -> None:
+        """As `drain`. OSError of a write that failed."""
+        file = self._files.get(handle)
+        if file is None:
+            return
+        await self.drain(handle)
+        try:
+            _raise_error(file)
+        finally:
+            self._drop_if_idle(file)
+
+    async def drain_all(self) -> None:
+        """As `drain`, for every file."""
+        for handle in self.handles():
+            await self.drain(handle)
+
+    async def _take(self, file: _File, offset: int, data: bytes, caller: Caller) -> None:
+        gathered = file.gathered
+        if gathered is not None and gathered.end == offset and gathered.caller == caller:
+            gathered.data += data
+        else:
+            self._send_gathered(file)
+            # Two writes of the same bytes must reach the server in their order.
+            while any(piece.overlaps(offset, offset + len(data)) for piece in file.sending):
+                await file.sent.park()
+                self._send_gathered(file)
+            whole = len(data) >= self._backend.write_bytes_max
+            file.gathered = gathered = _Piece(offset, data if whole else bytearray(data), caller)
+            if not whole:
+                self._nursery.start_soon(self._send_lingering, file, gathered)
+        if len(gathered.data) >= self._backend.write_bytes_max:
+            self._send_gathered(file)
+
+    async def _send_lingering(self, file: _File, piece: _Piece) -> None:
+        await trio.sleep(LINGER_SECONDS)
+        if file.gathered is piece:
+            self._send_gathered(file)
+
+    def _send_gathered(self, file: _File) -> None:
+        piece, file.gathered = file.gathered, None
+        if piece is not None:
+            file.sending.add(piece)
+            self._nursery.start_soon(self._send, file, piece)
+
+    async def _send(self, file: _File, piece: _Piece) -> None:
+        try:
+            attributes = await self._backend.write(
+                file.node.handle, piece.offset, bytes(piece.data), False, piece.caller
+            )
+            if attributes is not None:
+                file.node.attributes = attributes
+        except OSError as error:
+            file.error = error
+        except Exception:
+            log.exception("write failed")
+            file.error = OSError(errno.EIO, "write failed")
+        finally:
+            file.sending.discard(piece)
+            file.sent.unpark_all()
+            self._drop_if_idle(file)
+
+    def _drop_if_idle(self, file: _File) -> None:
+        busy = file.gathered is not None or file.sending or file.writers or file.error is not None
+        if not busy and self._files.get(file.node.handle) is file:
+            del self._files[file.node.handle]
+
+
+def _bytes(file: _File) -> int:
+    return sum(len(piece.data) for piece in file.sending)
+
+
+def _raise_error(file: _File) -> None:
+    error, file.error = file.error, None
+    if error is not None:
+        raise error

@@ -1,0 +1,66 @@
+"""Writes that are answered before the server has them, and who sees them."""
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from fuseswap.host.ganesha import GaneshaServer
+from tests.filesystem.conftest import Mount
+from tests.kit.wait import wait_until
+
+
+def test_small_writes_are_seen_at_once_and_in_their_order(nfs: Path, nfs_dir: Path) -> None:
+    path = nfs / "file"
+    expected = bytearray()
+    with path.open("wb", buffering=0) as one, path.open("rb", buffering=0) as two:
+        os.link(path, nfs / "other")
+        for number in range(300):
+            piece = bytes([number % 251]) * (number % 97 + 1)
+            one.write(piece)
+            expected += piece
+            if number % 50 == 0:
+                assert os.stat(nfs / "other").st_size == len(expected)
+                assert os.pread(two.fileno(), 1 << 20, 0) == expected
+        for number in range(100):
+            at = number * 7
+            os.pwrite(one.fileno(), b"%03d" % number * 5, at)
+            expected[at : at + 15] = b"%03d" % number * 5
+        os.ftruncate(one.fileno(), 5000)
+        one.write(b"end")  # behind the cut
+        assert path.stat().st_size == len(expected) + 3
+        os.fsync(one.fileno())
+        assert (nfs_dir / "file").read_bytes()[:5000] == expected[:5000]
+    assert (nfs_dir / "file").read_bytes() == expected[:5000] + bytes(len(expected) - 5000) + b"end"
+
+
+def test_writes_reach_the_server_without_a_close(nfs: Path, nfs_dir: Path) -> None:
+    with (nfs / "file").open("wb", buffering=0) as file:
+        file.write(b"content")
+        wait_until(lambda: (nfs_dir / "file").read_bytes() == b"content", seconds=10, what="the bytes")
+
+
+def test_a_failed_write_is_told_once(mount: Mount) -> None:
+    point = mount("mem:2M").point
+    with (point / "file").open("wb", buffering=0) as file:
+        with pytest.raises(OSError) as caught:
+            for _ in range(4096):
+                file.write(b"x" * 4096)
+            os.fsync(file.fileno())
+        assert caught.value.errno == errno.ENOSPC
+
+
+def test_what_pyfuse3_does_not_know(mount: Mount, nfs_server: GaneshaServer, nfs_dir: Path) -> None:
+    point = mount(nfs_server.url(nfs_dir.name)).point
+    (point / "file").write_bytes(b"x" * 10_000)
+    with (point / "file").open("r+b", buffering=0) as file, (point / "copy").open("wb", buffering=0) as copy:
+        assert os.copy_file_range(file.fileno(), copy.fileno(), 10_000) == 10_000
+        assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == 10_000
+        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        with pytest.raises(OSError) as caught:
+            fcntl.ioctl(file, 0x5401)
+        assert caught.value.errno in (errno.ENOTTY, errno.ENOSYS)
+    assert (point / "copy").read_bytes() == b"x" * 10_000
