@@ -22,7 +22,7 @@ def test_small_writes_are_seen_at_once_and_in_their_order(nfs: Path, nfs_dir: Pa
             one.write(piece)
             expected += piece
             if number % 50 == 0:
-                assert os.stat(nfs / "other").st_size == len(expected)
+                assert (nfs / "other").stat().st_size == len(expected)
                 assert os.pread(two.fileno(), 1 << 20, 0) == expected
         for number in range(100):
             at = number * 7
@@ -64,3 +64,19 @@ def test_what_pyfuse3_does_not_know(mount: Mount, nfs_server: GaneshaServer, nfs
             fcntl.ioctl(file, 0x5401)
         assert caught.value.errno in (errno.ENOTTY, errno.ENOSYS)
     assert (point / "copy").read_bytes() == b"x" * 10_000
+
+
+def test_a_sparse_file_beyond_4_gib(nfs: Path, nfs_dir: Path) -> None:
+    path = nfs / "file"
+    far = (5 << 30) + 123
+    with path.open("w+b", buffering=0) as file:
+        os.pwrite(file.fileno(), b"far", far)
+        os.pwrite(file.fileno(), b"near", 10)
+        assert os.pread(file.fileno(), 10, far - 3) == bytes(3) + b"far"
+    found = path.stat()
+    assert (found.st_size, found.st_blocks * 512 < 1 << 20) == (far + 3, True)
+    with (nfs_dir / "file").open("rb") as behind:
+        assert os.pread(behind.fileno(), 4, 10) == b"near"
+        assert os.pread(behind.fileno(), 3, far) == b"far"
+    os.truncate(path, 1 << 32)
+    assert path.stat().st_size == 1 << 32
