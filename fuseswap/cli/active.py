@@ -109,11 +109,9 @@ def _end_engine(name: str, *, force: bool) -> None:
     An engine that stays serves somebody still: HostError, and only with `force` it is killed.
     """
     counters = rundir.read_counters(name)
-    words = counters.words if counters is not None else {}
-    found = [
-        processes.find(words.get("engine_pid", 0), processes.ENGINE),
-        processes.find(words.get("supervisor_pid", 0), processes.SUPERVISOR),
-    ]
+    found: list[processes.Process | None] = []
+    if counters is not None:
+        found = [processes.find_engine(counters.words), processes.find_supervisor(counters.words)]
     try:
         while mount_at(str(rundir.engine_mountpoint(name))) is not None:
             unmount(str(rundir.engine_mountpoint(name)))

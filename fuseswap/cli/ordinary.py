@@ -31,7 +31,7 @@ def engine_of(source: str) -> str | None:
         counters = rundir.read_counters(name)
         if counters is None or not same_file(counters.activation.source, source):
             continue
-        if processes.is_running(counters.words["engine_pid"], processes.ENGINE):
+        if processes.runs(processes.find_engine(counters.words)):
             return name
     return None
 

@@ -101,9 +101,9 @@ def _engine(now: rundir.Snapshot, before: rundir.Snapshot | None) -> Report:
     return {
         "engine": {
             "pid": words["engine_pid"],
-            "running": processes.is_running(words["engine_pid"], processes.ENGINE),
+            "running": processes.runs(processes.find_engine(words)),
             "supervisor_pid": words["supervisor_pid"],
-            "supervisor_running": processes.is_running(words["supervisor_pid"], processes.SUPERVISOR),
+            "supervisor_running": processes.runs(processes.find_supervisor(words)),
             "started_ns": words["started_ns"],
             "hardening": {name: bool(words[name]) for name in _HARDENING},
         },

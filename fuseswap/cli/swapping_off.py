@@ -42,7 +42,7 @@ def condition(name: str) -> Condition:
         return Condition(engine_alive=mount_at(str(rundir.engine_mountpoint(name))) is not None, connected=True)
     since = counters.words["disconnected_ns"]
     return Condition(
-        engine_alive=processes.is_running(counters.words["engine_pid"], processes.ENGINE),
+        engine_alive=processes.runs(processes.find_engine(counters.words)),
         connected=not isinstance(counters.activation.target, NfsTarget) or bool(counters.words["connected"]),
         disconnected_seconds=(counters.taken_ns - since) / 1e9 if since else 0.0,
     )

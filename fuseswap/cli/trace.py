@@ -265,4 +265,4 @@ def _tracing(name: str, counters: Counters) -> Iterator[None]:
 
 
 def _alive(counters: Counters) -> bool:
-    return processes.is_running(counters.words[Word.ENGINE_PID], processes.ENGINE)
+    return processes.runs(processes.find_engine(counters.snapshot()))

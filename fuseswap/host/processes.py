@@ -7,7 +7,7 @@ the very device that hangs.
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from attrs import frozen
@@ -42,28 +42,45 @@ class Process:
         os.close(self.pidfd)
 
 
-def find(pid: int, title: str) -> Process | None:
-    """The running process `pid` if its comm is `title`, cut as the kernel cuts it; the caller closes it."""
+def find(pid: int, title: str, born: Callable[[int], bool] = lambda ticks: True) -> Process | None:
+    """The running process `pid` if its comm is `title`, cut as the kernel cuts it; the caller closes it.
+
+    `born` judges its start time (`start_ticks`): a number is given again once its process has gone.
+    """
     if pid <= 0:
         return None
     try:
         pidfd = os.pidfd_open(pid)
-    except OSError:
+    except (OSError, OverflowError):
         return None
     process = Process(pid, pidfd)
-    if comm(pid) == title[:COMM_BYTES_MAX] and not process.wait(0):
+    # It was this one all the time if it still runs after both have been read.
+    if comm(pid) == title[:COMM_BYTES_MAX] and born(start_ticks(pid)) and not process.wait(0):
         return process
     process.close()
     return None
 
 
+def find_engine(words: Mapping[str, int]) -> Process | None:
+    """The running engine that keeps these counters; the caller closes it."""
+    return find(words["engine_pid"], ENGINE, lambda ticks: ticks == words["engine_start_ticks"])
+
+
+def find_supervisor(words: Mapping[str, int]) -> Process | None:
+    """The running supervisor of that engine, which it had begun before; the caller closes it."""
+    return find(words["supervisor_pid"], SUPERVISOR, lambda ticks: ticks <= words["engine_start_ticks"])
+
+
+def runs(process: Process | None) -> bool:
+    """Whether there is one; it is closed."""
+    if process is not None:
+        process.close()
+    return process is not None
+
+
 def is_running(pid: int, title: str) -> bool:
     """Whether `find` finds it."""
-    process = find(pid, title)
-    if process is None:
-        return False
-    process.close()
-    return True
+    return runs(find(pid, title))
 
 
 def named(title: str) -> Iterator[int]:
@@ -79,3 +96,12 @@ def comm(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_bytes().removesuffix(b"\n").decode(errors="replace")
     except OSError:
         return ""
+
+
+def start_ticks(pid: int) -> int:
+    """Field 22 of /proc/PID/stat, in clock ticks since boot (proc(5)); -1 if the process is gone."""
+    try:
+        # The second field, the comm, may hold blanks and brackets.
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError):
+        return -1

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import mmap
 import os
 import secrets
 import signal
@@ -18,6 +19,7 @@ from fuseswap.host import processes, rundir
 from fuseswap.host.ganesha import GaneshaServer
 from fuseswap.host.loop import loop_device_of
 from fuseswap.host.swap import PRIORITY_MAX, SwapArea, swap_area
+from fuseswap.swap.counters import Counters, Word
 from fuseswap.swap.header import read_mark
 from tests.cli.command import Result, finish, fuseswap, start
 from tests.cli.swapped import PAGES, compare, is_clean, kill, server_process, swapped_process
@@ -220,6 +222,25 @@ def test_an_engine_that_serves_somebody_is_not_killed(nfs_server: GaneshaServer,
         assert "something still holds the engine's file" in result.line
         assert server_process(name, processes.ENGINE)
     assert fuseswap("down", name).code == 0
+    assert is_clean(name)
+
+
+def test_the_number_of_a_dead_engine_given_to_another(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
+    other = f"{name}-other"
+    assert up(nfs_server.url(f"{nfs_dir.name}/{name}")).code == 0
+    assert up(nfs_server.url(f"{nfs_dir.name}/{other}")).code == 0
+    try:
+        engine = server_process(other, processes.ENGINE)
+        kill(server_process(name, processes.ENGINE))
+        with (rundir.directory(name) / "counters").open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as mapping:
+            counters = Counters(mapping)
+            counters.words[Word.ENGINE_PID] = engine
+            counters.close()
+        assert fuseswap("down", "--force", name).code == 0
+        assert server_process(other, processes.ENGINE) == engine
+        assert area_of(other) is not None
+    finally:
+        assert fuseswap("down", other).code == 0
     assert is_clean(name)
 
 

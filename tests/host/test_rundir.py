@@ -101,3 +101,13 @@ def test_processes_are_known_by_number_and_title() -> None:
     assert not processes.is_running(os.getpid(), "something else")
     assert not processes.is_running(0, title)
     assert not processes.is_running(1 << 22, title)
+    assert not processes.is_running(1 << 62, title)
+
+
+def test_a_number_that_was_given_again() -> None:
+    ticks = processes.start_ticks(os.getpid())
+    title = processes.comm(os.getpid())
+    assert processes.start_ticks(1) < ticks
+    assert processes.start_ticks(0) == -1
+    assert processes.runs(processes.find(os.getpid(), title, lambda found: found == ticks))
+    assert not processes.runs(processes.find(os.getpid(), title, lambda found: found == ticks + 1))
