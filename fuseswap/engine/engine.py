@@ -17,6 +17,7 @@ import errno
 import mmap
 import os
 import select
+import struct
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -43,6 +44,9 @@ REQUESTS_MAX: Final = 2 * BACKGROUND_MAX
 BATCH_MAX: Final = 64
 """Messages read in one turn, so that replies of the server never wait for long."""
 PROBE_STEP_NS: Final = 10_000_000
+READ_AGAIN_NS: Final = 10_000_000
+READ_BUFFER_BYTES_MIN: Final = 8192
+"""What the kernel demands of each read, however small the largest request is (FUSE_MIN_READ_BUFFER)."""
 
 _TRANSFER_HEADER_BYTES: Final = 80
 
@@ -113,13 +117,14 @@ class Engine:
         self._arena = memoryview(mmap.mmap(-1, reserve.pages * PAGE_SIZE))
         self._header = bytearray(_TRANSFER_HEADER_BYTES)
         self._landing: tuple[int, int] | None = None
-        self._iov = [memoryview(self._header), self._arena]
+        self._iov = [memoryview(self._header), self._arena, memoryview(bytearray(READ_BUFFER_BYTES_MIN))]
         self._out = bytearray(OUT_HEADER.size)
         self._write_out = bytearray(WRITE_ANSWER.size)
         self._requests = 0
         self._readable = False
         self._stalled = False
-        self._gone = False
+        self._gone = 0
+        self._read_again_ns = 0
         self.initialized = False
         self._probes: dict[int, Request] = {}
         self._epoll = select.epoll(2)
@@ -155,15 +160,22 @@ class Engine:
         self._epoll.register(self._device, select.EPOLLIN | select.EPOLLET)
         self._readable = True
 
-    def initialize(self) -> None:
-        """Serve until FUSE_INIT is answered. UnsupportedKernel if this kernel cannot carry swap safely."""
-        while not self.initialized and not self._gone:
-            self._turn(time.monotonic_ns() + PROBE_STEP_NS)
+    def initialize(self, limit_ns: int) -> bool:
+        """Serve until FUSE_INIT is answered; False if that takes longer than `limit_ns`.
 
-    def run(self) -> None:
-        """Serve until the mount is gone."""
+        UnsupportedKernel if this kernel cannot carry swap safely.
+        """
+        deadline = time.monotonic_ns() + limit_ns
+        while not self.initialized and not self._gone and time.monotonic_ns() < deadline:
+            self._turn(time.monotonic_ns() + PROBE_STEP_NS)
+        return self.initialized
+
+    def run(self) -> bool:
+        """Serve until the mount is gone; True if its connection was aborted, and requests with it."""
         while not self._gone:
             self._turn(0)
+        self._publish()
+        return self._gone == errno.ECONNABORTED
 
     def _turn(self, wake_ns: int) -> None:
         self._tracing = self._words[_TRACE]
@@ -173,6 +185,12 @@ class Engine:
         self._target.tick(now)
         self._dispatch()
         due = self._target.due()
+        if self._read_again_ns:
+            if now >= self._read_again_ns:
+                self._readable = True
+                self._read_again_ns = 0
+            elif not wake_ns or self._read_again_ns < wake_ns:
+                wake_ns = self._read_again_ns
         if wake_ns and (not due or wake_ns < due):
             due = wake_ns
         if self._readable and not self._stalled:
@@ -220,11 +238,13 @@ class Engine:
                 return
             except OSError as error:
                 if error.errno in _GONE:
-                    self._gone = True
+                    self._gone = error.errno
                     return
                 if error.errno not in (errno.EINTR, errno.ENOENT):
+                    # No edge will tell of what waits there.
                     self._log(Level.ERROR, f"reading /dev/fuse: {error.strerror}")
                     self._readable = False
+                    self._read_again_ns = time.monotonic_ns() + READ_AGAIN_NS
                     return
                 continue
             if size >= _TRANSFER_HEADER_BYTES and _READ <= self._header[4] <= _WRITE:
@@ -280,8 +300,9 @@ class Engine:
         return self._plug.submit(request)
 
     def _take_message(self, size: int) -> None:
-        head = min(size, _TRANSFER_HEADER_BYTES)
-        data = bytes(self._header[:head]) + bytes(self._iov[1][: size - head])
+        data = bytearray()
+        for piece in self._iov:
+            data += piece[: size - len(data)]
         try:
             request = wire.parse_request(data)
             answer = self._file.answer(request)
@@ -373,3 +394,7 @@ class Engine:
             # ENOENT: the request was aborted meanwhile. The end of the connection is learnt by reading.
             if error.errno not in (errno.ENOENT, *_GONE):
                 self._log(Level.ERROR, f"answering the kernel: {error.strerror}")
+                if pieces:
+                    # A request without an answer would wait for ever; a bare error needs nothing of the kernel.
+                    (unique,) = struct.unpack_from("<Q", head, 8)
+                    self._reply(wire.error_answer(unique, errno.EIO))

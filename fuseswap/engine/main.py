@@ -56,9 +56,12 @@ def main(arguments: list[str]) -> int:
     counters.words[Word.STATE] = State.SERVING
     os.write(ready, b"ready\n")
     os.close(ready)
-    engine.run()
+    aborted = engine.run()
+    counters.words[Word.CONNECTED] = 0
     counters.words[Word.STATE] = State.STOPPED
-    return 0
+    if aborted:
+        sys.stderr.write("its FUSE connection was aborted\n")
+    return int(aborted)
 
 
 def _open_counters(path: Path) -> Counters:
@@ -70,6 +73,7 @@ def _start(directory: Path, reserve_bytes: int, counters: Counters) -> Engine:
     name = directory.name
     words = counters.words
     words[Word.ENGINE_PID] = os.getpid()
+    words[Word.ENGINE_START_TICKS] = int(Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()[19])
     words[Word.SLOTS] = SLOTS
     libc.set_title("fuseswap-engine", f"fuseswap-engine {name}")
     activation = activation_from_json(json.dumps(counters.identity()["activation"]))
@@ -111,7 +115,8 @@ def _start(directory: Path, reserve_bytes: int, counters: Counters) -> Engine:
         raise StartError(f"{fault}{_last_error(counters)}")
     libc.mount_fuse(device, str(directory / "swap"), f"fuseswap:{name}", transfer)
     engine.attach()
-    engine.initialize()
+    if not engine.initialize(PROBE_SECONDS * 10**9):
+        raise StartError(f"the kernel did not begin to talk over /dev/fuse in {PROBE_SECONDS} s{_last_error(counters)}")
     return engine
 
 

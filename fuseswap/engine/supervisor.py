@@ -14,9 +14,9 @@ import mmap
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
-import syslog
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +28,9 @@ from fuseswap.host.mounts import mount_at, unmount
 from fuseswap.swap.counters import COUNTERS_BYTES, Counters, Level, State, Word
 
 LOG_INTERVAL_MS: Final = 500
+START_SECONDS: Final = 35
+LOG_DAEMON: Final = 3 << 3
+HUNG: Final = f"the engine did not start within {START_SECONDS} s"
 HEAP_BYTES: Final = 1 << 20
 
 
@@ -48,18 +51,21 @@ def main(arguments: list[str]) -> int:
     try:
         counters = make_counters(directory, {"name": name, "activation": activation})
         error, engine, stderr = _start_engine(directory, reserve_bytes)
-        if error:
-            _remove(directory)
-        else:
-            abort = _open_abort(directory / "swap")
+        if not error:
+            try:
+                abort = _open_abort(directory / "swap")
+            except HostError:
+                engine.kill()
+                raise
     except (OSError, HostError, ValueError) as failure:
         error = str(failure)
+    if error:
+        _remove(directory)
     os.write(ready, f"{error or 'ready'}\n".encode())
     os.close(ready)
     if error:
         return 1
     counters.words[Word.SUPERVISOR_PID] = os.getpid()
-    syslog.openlog(f"fuseswap[{name}]", syslog.LOG_PID, syslog.LOG_DAEMON)
     signal.signal(signal.SIGUSR1, lambda *_: os.write(abort, b"1"))
     hardening.harden(HEAP_BYTES, realtime=False)
     return _watch(name, engine, stderr, counters)
@@ -73,7 +79,8 @@ def make_counters(directory: Path, identity: dict[str, Any]) -> Counters:
     rundir.remove_counters(directory.name)
     descriptor = rundir.create_in_memory(unfinished)
     try:
-        os.ftruncate(descriptor, COUNTERS_BYTES)
+        # Allocated now: a store into a page that a full /run cannot give would be a SIGBUS in the engine.
+        os.posix_fallocate(descriptor, 0, COUNTERS_BYTES)
         counters = Counters(mmap.mmap(descriptor, COUNTERS_BYTES))
     finally:
         os.close(descriptor)
@@ -99,9 +106,12 @@ def _start_engine(directory: Path, reserve_bytes: int) -> tuple[str, "subprocess
     )
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        answer = pipe.read().decode(errors="replace").strip()
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
+        answer = pipe.read().decode(errors="replace").strip() if poll.poll(START_SECONDS * 1000) else HUNG
     if answer == "ready":
         return "", engine, stderr
+    engine.kill()
     engine.wait()
     return answer or f"the engine ended at once: {_last_words(stderr)}", engine, stderr
 
@@ -126,11 +136,12 @@ def _remove(directory: Path) -> None:
 def _watch(name: str, engine: "subprocess.Popen[bytes]", stderr: int, counters: Counters) -> int:
     poll = select.poll()
     poll.register(os.pidfd_open(engine.pid), select.POLLIN)
+    journal = _Journal(name)
     written = 0
     ended = False
     while True:
         for record in counters.log_since(written):
-            syslog.syslog(record.level, record.text)
+            journal.write(record.level, record.text)
             written = record.sequence + 1
         if ended:
             break
@@ -142,8 +153,23 @@ def _watch(name: str, engine: "subprocess.Popen[bytes]", stderr: int, counters: 
     text = f"the engine {how}; the pages swapped to {name} are lost; clean up with: fuseswap down {name} --force"
     # The engine is the log ring's only writer, and it is dead.
     counters.log(Level.ERROR, time.time_ns(), text)
-    syslog.syslog(syslog.LOG_ERR, text)
+    journal.write(Level.ERROR, text)
     return 1
+
+
+class _Journal:
+    """The system's log (syslog(3) on /dev/log), without ever waiting for it.
+
+    Who reads it may itself be waiting for a page; then a line is left to the ring alone.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._tag = f"fuseswap[{name}]"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+    def write(self, level: Level, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.sendto(f"<{LOG_DAEMON | level}>{self._tag}: {text}".encode(), "/dev/log")
 
 
 def _last_words(stderr: int) -> str:

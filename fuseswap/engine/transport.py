@@ -9,7 +9,7 @@ and the server's duplicate-request cache still knows the calls, which are sent a
 | nothing (lost, time limit, bad record) | connects again with back-off, sends all outstanding calls again |
 | JUKEBOX, SYSTEM_ERR, PROG_UNAVAIL, authentication rejected | waits, asks again, without limit |
 | committed less than FILE_SYNC | asks again, UNSTABLE_TRIES times, then EIO |
-| STALE, BADHANDLE | asks again for STALE_WAIT_NS (a server that is starting), then EIO |
+| STALE, BADHANDLE | asks again, at the next address if there is one, for STALE_WAIT_NS, then EIO |
 | any other error | EIO |
 
 *Sending again* keeps the xid, so that the server's duplicate-request cache can recognize a call that it has done.
@@ -24,6 +24,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from fuseswap.engine import libc
@@ -59,8 +60,11 @@ QUIET_NS: Final = 60 * SECOND_NS
 SEND_BUFFER_BYTES: Final = 512 << 10
 """Bounds what the kernel allocates in the engine's name; larger buffers hung a machine of 256 MiB."""
 RECEIVE_BUFFER_BYTES: Final = 2 << 20
-IOV_MAX: Final = 1024
-USER_TIMEOUT_MS: Final = 15_000
+IOV_MAX: Final = 256
+"""Pieces of one sendmsg: the kernel copies their list into memory that it allocates, here at most one page."""
+USER_TIMEOUT_MS: Final = 60_000
+"""Unsent or unacknowledged data for this long end the connection. Not less than CALL_LIMIT_NS: a server whose disk
+stalls closes its window, and sending all again would not help it. A dead peer is found by keep-alive."""
 KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
 EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
@@ -109,7 +113,7 @@ class Transport:
         self._state = _WAITING
         self._due_ns = 0
         self._backoff_ns = BACKOFF_FIRST_NS
-        self._address_index = -1
+        self._address_index = 0
         self._lost_reason = ""
         self._up_since_ns = 0
         self._rejected_ns = -QUIET_NS
@@ -286,6 +290,9 @@ class Transport:
             call.stale_since = call.stale_since or now
             if now - call.stale_since < STALE_WAIT_NS:
                 self._retry(call, now)
+                if len(self._addresses) > 1:
+                    self._next_address()
+                    self._lose("it does not know the file")
                 return
         known = status in Status._value2member_map_
         self._fail(call, f"NFS3ERR_{Status(status).name}" if known else f"nfsstat3 {status}")
@@ -333,7 +340,6 @@ class Transport:
         return 0
 
     def _connect(self, now: int) -> None:
-        self._address_index = (self._address_index + 1) % len(self._addresses)
         self._state = _CONNECTING
         self._due_ns = now + CONNECT_LIMIT_NS
         if ":" in self._target.addresses[self._address_index].host:
@@ -376,6 +382,8 @@ class Transport:
             # A server that takes connections and does nothing with them is no reason to hurry.
             if words[Word.REPLY_NS] >= self._up_since_ns or now - self._up_since_ns > BACKOFF_MAX_NS:
                 self._backoff_ns = BACKOFF_FIRST_NS
+        else:
+            self._next_address()
         self._lost_reason = reason
         self._state = _WAITING
         self._writable = False
@@ -386,6 +394,11 @@ class Transport:
         # Jitter from the clock, so that a fleet of machines does not return to a server in one beat.
         self._due_ns = now + self._backoff_ns // 2 + now // 1000 % self._backoff_ns
         self._backoff_ns = min(2 * self._backoff_ns, BACKOFF_MAX_NS)
+
+    def _next_address(self) -> None:
+        # Only from here: the address that served is tried first after a loss, for not every address of a name
+        # need lead to a server that has the file.
+        self._address_index = (self._address_index + 1) % len(self._addresses)
 
     def close(self) -> None:
         """Close the connection."""
@@ -438,12 +451,13 @@ def _make_socket(target: NfsTarget) -> tuple[socket.socket, list[bytes]]:
 def _bind_reserved(sock: socket.socket) -> None:
     # Servers' default `secure` option takes calls from ports below 1024 only (exports(5)). A port that the kernel
     # chooses is given up by connect(AF_UNSPEC), one that was asked for stays (SOCK_BINDPORT_LOCK).
+    spared = _blacklisted_ports()
     for first, last in ((665, 1023), (32768, 60999)):
-        ports = last - first + 1
-        begin = int.from_bytes(os.urandom(2)) % ports
-        for step in range(ports):
+        ports = [port for port in range(first, last + 1) if port not in spared]
+        begin = int.from_bytes(os.urandom(2)) % len(ports)
+        for port in ports[begin:] + ports[:begin]:
             try:
-                sock.bind(("", first + (begin + step) % ports))
+                sock.bind(("", port))
                 return
             except PermissionError:
                 break
@@ -451,3 +465,13 @@ def _bind_reserved(sock: socket.socket) -> None:
                 if error.errno != errno.EADDRINUSE:
                     raise
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _blacklisted_ports() -> set[int]:
+    """Ports that a daemon of this machine is to have (bindresvport.blacklist(5), as libc and rpcbind keep to it)."""
+    try:
+        text = Path("/etc/bindresvport.blacklist").read_text(errors="replace")
+    except OSError:
+        return set()
+    words = [line.partition("#")[0].strip() for line in text.splitlines()]
+    return {int(word) for word in words if word.isdecimal()}

@@ -60,6 +60,8 @@ class Word(IntEnum):
 
     STATE = 0
     ENGINE_PID = auto()
+    ENGINE_START_TICKS = auto()
+    """Field 22 of the engine's /proc/PID/stat: with the pid, it names one process for the life of the machine."""
     SUPERVISOR_PID = auto()
     STARTED_NS = auto()
     """CLOCK_REALTIME at which the engine began to serve."""

@@ -86,7 +86,7 @@ def test_what_the_engine_wrote_is_in_the_server_s_file(nfs_server: GaneshaServer
         here.detach()
 
 
-@pytest.mark.parametrize("transfer_bytes", [8192, 32768])
+@pytest.mark.parametrize("transfer_bytes", [4096, 8192, 32768])
 def test_a_server_with_small_transfers(make_nfs_server: Callable[..., GaneshaServer], transfer_bytes: int) -> None:
     server = make_nfs_server(Export("swap", transfer_bytes_max=transfer_bytes))
     target = nfs_target(server, "swapfile", 16 * MIB)

@@ -250,7 +250,7 @@ def test_a_kernel_that_cannot_carry_swap_is_told_so_before_it_serves() -> None:
         message = here.message(INIT, struct.pack("<IIIII44x", 7, 45, 131072, 0, 0), node=0)
         here.send(message[1])
         with pytest.raises(UnsupportedKernel, match="lacks"):
-            here.engine.initialize()
+            here.engine.initialize(10**9)
         assert not here.engine.initialized
 
 
