@@ -15,6 +15,7 @@ import trio
 from fuseswap.backends.groups import first_error
 from fuseswap.backends.protocol import Backend
 from fuseswap.backends.source import open_source
+from fuseswap.filesystem import readahead
 from fuseswap.filesystem.active import ROOT, ActiveFiles
 from fuseswap.filesystem.adoption import active_elsewhere
 from fuseswap.filesystem.operations import Operations
@@ -59,6 +60,7 @@ async def _serve(source: str, mountpoint: str, options: MountOptions, ready: Cal
             with trio.CancelScope() as serving, _interrupted_reads():
                 await nursery.start(_leave_at_signal, serving)
                 nursery.start_soon(operations.waiting.watch)
+                nursery.start_soon(readahead.widen, mountpoint)
                 ready()
                 await pyfuse3.main(max_tasks=REQUESTS_MAX)
             # Of processes that closed nothing.
@@ -101,9 +103,9 @@ def _adopt(backend: Backend, active: ActiveFiles, nursery: trio.Nursery) -> None
         return
     for activation in active_elsewhere():
         target = activation.target
-        if not isinstance(mine, NfsTarget) or not isinstance(target, NfsTarget):
-            continue
-        if set(target.addresses) & set(mine.addresses):
+        # A server has addresses that we do not know of. The same handle on two servers costs no more than that
+        # a file which is not active is refused as if it were.
+        if isinstance(mine, NfsTarget) and isinstance(target, NfsTarget):
             log.info("%s is active", activation.source)
             active.adopt(target.file_handle, activation)
             nursery.start_soon(_learn_mark, active, target.file_handle)

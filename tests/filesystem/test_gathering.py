@@ -80,3 +80,13 @@ def test_a_sparse_file_beyond_4_gib(nfs: Path, nfs_dir: Path) -> None:
         assert os.pread(behind.fileno(), 3, far) == b"far"
     os.truncate(path, 1 << 32)
     assert path.stat().st_size == 1 << 32
+
+
+def test_the_kernel_reads_ahead(nfs: Path) -> None:
+    bdi = Path(f"/sys/class/bdi/0:{os.minor(nfs.stat().st_dev)}/read_ahead_kb")
+    wait_until(lambda: bdi.read_text() == "4096\n", seconds=10, what="the wider window")
+    content = os.urandom(10_000_000)
+    (nfs / "file").write_bytes(content)
+    with (nfs / "file").open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert b"".join(iter(lambda: file.read(70_001), b"")) == content
