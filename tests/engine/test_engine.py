@@ -294,6 +294,7 @@ def test_the_supervisor_aborts_a_hang(nfs_server: GaneshaServer, nfs_dir: Path) 
             assert writer.wait(5) != 0
         wait_until(here.ended, seconds=5)
         assert here.words[Word.STATE] == State.STOPPED
+        assert any("aborted; the pages" in record.text for record in here.counters.log_since(0))
         here.detach()
         here.unmount()
 

@@ -629,6 +629,26 @@ def test_the_second_address_serves_when_the_first_is_dead(
         assert any(f"connected to {live} port {server.port} again" in text for _, text in rig.log)
 
 
+def test_a_loss_leads_back_to_the_server_that_served(server: FakeServer, make_rig: Callable[..., Rig]) -> None:
+    with FakeServer(PAGES * PAGE) as stranger:
+        stranger.otherwise = fails(codec.NFS3ERR_STALE)
+        rig = make_rig(server, stranger)
+
+        assert rig.finish(rig.write(1, pages(1))) == [0]
+        server.connections[0].close(reset=True)
+        assert rig.finish(rig.read(1)) == [0]
+        assert not stranger.connections
+
+
+def test_a_server_that_does_not_know_the_file_is_left_for_the_next(make_rig: Callable[..., Rig]) -> None:
+    with FakeServer(PAGES * PAGE) as stranger, FakeServer(PAGES * PAGE) as server:
+        stranger.otherwise = fails(codec.NFS3ERR_STALE)
+        rig = make_rig(stranger, server)
+
+        assert rig.finish(rig.write(1, pages(1)), rig.read(3)) == [0, 0]
+        assert rig.words[Word.ADDRESS_INDEX] == 1
+
+
 def test_on_a_kernel_without_ipv6_the_ipv4_address_serves(
     server: FakeServer, make_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
