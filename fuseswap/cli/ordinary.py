@@ -15,7 +15,7 @@ from fuseswap.host import fusectl, processes, rundir, xattr
 from fuseswap.host.bounded import HostError, Hung, call
 from fuseswap.host.machine import boot_id, machine_id
 from fuseswap.host.mounts import FILESYSTEM_TYPE, mount_at, mounts
-from fuseswap.swap.target import ActivationRequest, activation_from_json
+from fuseswap.swap.target import Activation, ActivationRequest, NfsTarget, activation_from_json
 from fuseswap.swap.units import XATTR_ACTIVATE, XATTR_ACTIVATION, XATTR_DEACTIVATE
 
 FILE_SECONDS = 30.0
@@ -50,8 +50,8 @@ def is_stale(path: str) -> bool:
 def deactivate(name: str, *, force: bool) -> None:
     """swap_deactivate of NAME's file: its mark leaves the header page, ordinary writes are allowed again.
 
-    A filesystem process that died, or whose mount is gone, is started again for it. Failure if the server
-    does not answer; with `force` that is only said.
+    A filesystem process that died, or whose mount is gone, is started again for it. A file that another name's
+    engine swaps to is left alone. Failure if the server does not answer; with `force` that is only said.
     """
     seconds = _FORCED_SECONDS if force else FILE_SECONDS
     try:
@@ -83,7 +83,10 @@ def _active_paths(name: str, seconds: float) -> list[str]:
     """Where NAME's active file lies on an ordinary mount that is served."""
     counters = rundir.read_counters(name)
     if counters is None:
-        return _active_files_in(str(rundir.filesystem_mountpoint(name)), seconds)
+        found = _active_files_in(str(rundir.filesystem_mountpoint(name)), seconds)
+        return [path for path, activation in found.items() if not _is_of_another(name, activation)]
+    if _is_of_another(name, counters.activation):
+        return []
     source = counters.activation.source
     path = _mounted_path(source, seconds)
     if path is None:
@@ -103,6 +106,21 @@ def _active_paths(name: str, seconds: float) -> list[str]:
     return [path]
 
 
+def _is_of_another(name: str, activation: Activation) -> bool:
+    """Whether the engine of another name serves this file now, by whatever address of its server."""
+    for other in rundir.names():
+        counters = rundir.read_counters(other)
+        if other == name or counters is None:
+            continue
+        mine, its = activation.target, counters.activation.target
+        same = isinstance(mine, NfsTarget) and isinstance(its, NfsTarget) and mine.file_handle == its.file_handle
+        if not same and not same_file(counters.activation.source, activation.source):
+            continue
+        if processes.runs(processes.find_engine(counters.words)):
+            return True
+    return False
+
+
 def _mounted_path(source: str, seconds: float) -> str | None:
     for mounted in mounts():
         if mounted.type != FILESYSTEM_TYPE:
@@ -113,18 +131,17 @@ def _mounted_path(source: str, seconds: float) -> str | None:
     return None
 
 
-def _active_files_in(point: str, seconds: float) -> list[str]:
+def _active_files_in(point: str, seconds: float) -> dict[str, Activation]:
     """The active files of a mount that no counters tell of: `up` was killed before its engine began."""
     mounted = mount_at(point)
     if mounted is None or not xattr.is_served(mounted, seconds=seconds):
-        return []
+        return {}
 
-    def find() -> list[str]:
-        found = []
+    def find() -> dict[str, Activation]:
+        found = {}
         for entry in os.scandir(point):
             with contextlib.suppress(OSError):
-                os.getxattr(entry.path, XATTR_ACTIVATION)
-                found.append(entry.path)
+                found[entry.path] = activation_from_json(os.getxattr(entry.path, XATTR_ACTIVATION))
         return found
 
     return call(find, what=f"{point}: its server does not answer within {seconds:g} s", seconds=seconds)

@@ -17,12 +17,13 @@ from fuseswap.cli import swapping_off
 from fuseswap.cli.main import main
 from fuseswap.host import processes, rundir
 from fuseswap.host.ganesha import GaneshaServer
-from fuseswap.host.loop import loop_device_of
+from fuseswap.host.loop import detach, loop_device_of
 from fuseswap.host.swap import PRIORITY_MAX, SwapArea, swap_area
 from fuseswap.swap.counters import Counters, Word
 from fuseswap.swap.header import read_mark
 from tests.cli.command import Result, finish, fuseswap, start
 from tests.cli.swapped import PAGES, compare, is_clean, kill, server_process, swapped_process
+from tests.kit.proxy import Proxy
 from tests.kit.rescue import Leftovers
 from tests.kit.wait import wait_until
 
@@ -242,6 +243,38 @@ def test_the_number_of_a_dead_engine_given_to_another(nfs_server: GaneshaServer,
     finally:
         assert fuseswap("down", other).code == 0
     assert is_clean(name)
+
+
+def test_the_same_file_by_another_address(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
+    url = nfs_server.url(f"{nfs_dir.name}/{name}")
+    assert up(url).code == 0
+    with Proxy(nfs_server.nfs_port) as proxy:
+        other = up(url.replace(str(nfs_server.nfs_port), str(proxy.port)), "--name", f"{name}-other")
+    assert other.code == 3, other
+    assert "is an active swap file" in other.errors
+    assert is_clean(f"{name}-other")
+    assert area_of(name) is not None
+    assert mark_in(nfs_dir / name)
+    assert fuseswap("down", name).code == 0
+    assert is_clean(name)
+
+
+def test_down_of_a_leftover_whose_file_has_a_new_name(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
+    url = nfs_server.url(f"{nfs_dir.name}/{name}")
+    assert up(url).code == 0
+    area = area_of(name)
+    assert area is not None
+    subprocess.run(["swapoff", area.path], check=True, timeout=20)
+    detach(area.path)
+    kill(server_process(name, processes.ENGINE))
+    assert up(url, "--name", f"{name}-new").code == 0
+    assert fuseswap("down", name).code == 0
+    assert is_clean(name)
+    assert mark_in(nfs_dir / name), "it is the new engine's"
+    assert area_of(f"{name}-new") is not None
+    assert fuseswap("down", f"{name}-new").code == 0
+    assert is_clean(f"{name}-new")
+    assert not mark_in(nfs_dir / name)
 
 
 def test_down_without_engine(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
