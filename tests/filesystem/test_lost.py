@@ -155,6 +155,8 @@ def engine_of(plain: dict[str, object]) -> Iterator[None]:
         counters = Counters(data)
         counters.initialize({"name": directory.name, "activation": plain})
         counters.words[Word.ENGINE_PID] = process.pid
+        stat = Path(f"/proc/{process.pid}/stat").read_bytes().rpartition(b")")[2]
+        counters.words[Word.ENGINE_START_TICKS] = int(stat.split()[19])
         counters.close()
         (directory / "counters").write_bytes(data)
         comm = Path(f"/proc/{process.pid}/comm")
