@@ -16,6 +16,7 @@ from fuseswap.cli.source import is_url, join_url, same_file, split_file_url
 from fuseswap.cli.steps import build, tear_down
 from fuseswap.host import rundir, xattr
 from fuseswap.host.machine import require_root
+from fuseswap.host.mounts import mount_at
 from fuseswap.host.swap import SwapArea, swap_area, swaps
 
 _LOCK_SECONDS = 120.0
@@ -123,11 +124,11 @@ def down(arguments: Any, _interrupts: Interrupts) -> Exit:
 
 def _turn_on(plan: Plan, url: str, interrupts: Interrupts) -> None:
     name = plan.name
+    _require_counters()
     if name in rundir.names():
         counters = rundir.read_counters(name)
-        if _area(name) is not None:
-            other = counters.activation.source if counters is not None else "another file"
-            raise Failure(f"{name} is in use for {other}: choose another name with --name")
+        if counters is not None and _area(name) is not None:
+            raise Failure(f"{name} is in use for {counters.activation.source}: choose another name with --name")
         say(f"{name}: removing what an earlier command left")
         tear_down(remove_steps(name, force=False))
 
@@ -143,6 +144,17 @@ def _turn_on(plan: Plan, url: str, interrupts: Interrupts) -> None:
     for other_area in swaps():
         if other_area.path != area.path and other_area.priority >= area.priority:
             say(f"{name}: {other_area.path} has priority {other_area.priority} and is used first")
+
+
+def _require_counters() -> None:
+    """Failure if an engine may be at work whose counters do not tell on which file: it may be the one wanted."""
+    for name in rundir.names():
+        if rundir.read_counters(name) is not None:
+            continue
+        device = rundir.engine_device(name)
+        if device is not None or mount_at(str(rundir.engine_mountpoint(name))) is not None:
+            what = device.path if device is not None else "an engine's mount"
+            raise Failure(f"{name}: {what} is there without readable counters of its engine: fuseswap down {name}")
 
 
 def _turn_off(name: str, *, force: bool) -> None:

@@ -277,6 +277,19 @@ def test_down_of_a_leftover_whose_file_has_a_new_name(nfs_server: GaneshaServer,
     assert not mark_in(nfs_dir / name)
 
 
+def test_an_engine_without_counters(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
+    url = nfs_server.url(f"{nfs_dir.name}/{name}")
+    assert up(url).code == 0
+    rundir.remove_counters(name)
+    for more in ((), ("--name", f"{name}-other")):
+        refused = up(url, *more)
+        assert refused.code == 1
+        assert refused.line.startswith(f"{name}: /dev/loop")
+        assert refused.line.endswith(f"without readable counters of its engine: fuseswap down {name}")
+    assert fuseswap("down", name).code == 0
+    assert is_clean(name)
+
+
 def test_down_without_engine(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
     url = nfs_server.url(f"{nfs_dir.name}/{name}")
     assert up(url).code == 0
