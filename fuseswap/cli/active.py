@@ -18,10 +18,9 @@ from fuseswap.engine.launch import launch
 from fuseswap.host import processes, rundir, xattr
 from fuseswap.host.bounded import HostError
 from fuseswap.host.loop import attach, detach
-from fuseswap.host.machine import boot_id, machine_id
 from fuseswap.host.mounts import mount_at, unmount
 from fuseswap.host.swap import swapon
-from fuseswap.swap.target import ActivationRequest, activation_from_json
+from fuseswap.swap.target import activation_from_json
 from fuseswap.swap.units import XATTR_ACTIVATE, XATTR_ACTIVATION, XATTR_DEACTIVATE
 
 _END_SECONDS = 10.0
@@ -82,7 +81,7 @@ def _mount(plan: Plan) -> None:
 
 
 def _activate(plan: Plan, interrupts: Interrupts) -> None:
-    request = ActivationRequest(machine_id(), boot_id(), plan.steal)
+    request = ordinary.this_machine(steal=plan.steal)
     say(f"{plan.name}: activating {plan.file}")
     with interrupts.deferred():
         try:

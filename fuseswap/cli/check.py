@@ -21,6 +21,7 @@ from fuseswap.swap.activation import (
     FileFacts,
     check_report,
     describe_mark,
+    is_mark_of,
 )
 from fuseswap.swap.header import Mark
 from fuseswap.swap.target import ActivationRequest
@@ -94,7 +95,7 @@ def _mounted_report(path: str, request: ActivationRequest) -> Report:
         raise Failure(f"{path}: its filesystem has no answer: unmount it and mount it again")
     report: Report = json.loads(text)
     mark = report["mark"]
-    if report["error"] is None and mark is not None and mark["machine_id"] != request.machine_id:
+    if report["error"] is None and mark is not None and not is_mark_of(Mark(**mark), request):
         # Whose machine asks is not known there.
         error = CHECK_MARK.refusal(owner=describe_mark(Mark(**mark)))
         report["error"] = {

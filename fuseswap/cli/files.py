@@ -10,14 +10,14 @@ from fuseswap.cli import mount as mounting
 from fuseswap.cli import preflight
 from fuseswap.cli.failure import Exit, Failure
 from fuseswap.cli.interrupts import Interrupts
+from fuseswap.cli.ordinary import this_machine
 from fuseswap.cli.output import say
 from fuseswap.cli.size import format_size
 from fuseswap.cli.source import is_url, join_url, same_file, split_file_url
 from fuseswap.host import xattr
 from fuseswap.host.bounded import Hung
-from fuseswap.host.machine import boot_id, machine_id, require_root
+from fuseswap.host.machine import require_root
 from fuseswap.host.mounts import FILESYSTEM_TYPE, Mount, absolute, mount_at
-from fuseswap.swap.target import ActivationRequest
 
 _LOOK_SECONDS = 10.0
 
@@ -93,7 +93,7 @@ def _create(file: str, size_bytes: int) -> bool:
 
 def check(arguments: Any, _interrupts: Interrupts) -> Exit:
     """`fuseswap check FILE|URL [--json]`."""
-    request = ActivationRequest(machine_id(), boot_id())
+    request = this_machine()
     if is_url(arguments.file):
         report = checking.check_url(arguments.file, request)
     else:

@@ -13,7 +13,7 @@ from fuseswap.cli.output import warn
 from fuseswap.cli.source import below, same_file, split_file_url
 from fuseswap.host import fusectl, processes, rundir, xattr
 from fuseswap.host.bounded import HostError, Hung, call
-from fuseswap.host.machine import boot_id, machine_id
+from fuseswap.host.machine import boot_id, host_name, machine_id
 from fuseswap.host.mounts import FILESYSTEM_TYPE, mount_at, mounts
 from fuseswap.swap.target import Activation, ActivationRequest, NfsTarget, activation_from_json
 from fuseswap.swap.units import XATTR_ACTIVATE, XATTR_ACTIVATION, XATTR_DEACTIVATE
@@ -36,9 +36,14 @@ def engine_of(source: str) -> str | None:
     return None
 
 
+def this_machine(*, steal: bool = False) -> ActivationRequest:
+    """Who asks."""
+    return ActivationRequest(machine_id(), boot_id(), steal, host_name())
+
+
 def request_of_this_machine(*, steal: bool = False) -> bytes:
     """The value of XATTR_ACTIVATE."""
-    return json.dumps(asdict(ActivationRequest(machine_id(), boot_id(), steal))).encode()
+    return json.dumps(asdict(this_machine(steal=steal))).encode()
 
 
 def is_stale(path: str) -> bool:

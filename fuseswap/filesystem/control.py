@@ -64,9 +64,8 @@ def _request(value: bytes) -> ActivationRequest:
         request = ActivationRequest(**plain)
     except (ValueError, TypeError):
         raise OSError(errno.EINVAL, "not an activation request") from None
-    if not (
-        isinstance(request.machine_id, str) and isinstance(request.boot_id, str) and isinstance(request.steal, bool)
-    ):
+    texts = (request.machine_id, request.boot_id, request.host)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(request.steal, bool):
         raise OSError(errno.EINVAL, "not an activation request")
     return request
 

@@ -27,6 +27,11 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
+def host_name() -> str:
+    """As uname(2) tells it, at most 64 characters."""
+    return os.uname().nodename[:64]
+
+
 def memory_available_bytes() -> int:
     """MemAvailable of /proc/meminfo."""
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():

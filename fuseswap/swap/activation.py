@@ -294,11 +294,22 @@ def _check_mark(facts: FileFacts, request: ActivationRequest | None) -> Mark | N
     if not is_boot_block_free(page):
         raise CHECK_BOOT_BLOCK.refusal()
     mark = read_mark(page)
-    if request is None or mark is None or mark.machine_id == request.machine_id:
+    if request is None or mark is None or is_mark_of(mark, request):
         return None
     if not request.steal:
         raise CHECK_MARK.refusal(owner=describe_mark(mark))
     return mark
+
+
+def is_mark_of(mark: Mark, request: ActivationRequest) -> bool:
+    """Whether the machine that asks has left this mark, at this boot or an earlier one.
+
+    Clones of an image share its machine-id. Another boot under another host name is taken for a clone.
+    """
+    if mark.machine_id != request.machine_id:
+        return False
+    renamed = bool(mark.host and request.host) and mark.host != request.host
+    return mark.boot_id == request.boot_id or not renamed
 
 
 def describe_mark(mark: Mark) -> str:

@@ -46,12 +46,14 @@ class MemoryTarget:
 
 @frozen
 class ActivationRequest:
-    """Who asks for swap_activate. `machine_id` and `boot_id` go into the header page as this machine's mark."""
+    """Who asks for swap_activate. The three names go into the header page as this machine's mark."""
 
     machine_id: str
     boot_id: str
     steal: bool = False
     """Go on although another machine's mark stands in the header page."""
+    host: str = ""
+    """The host name; empty if it is not known."""
 
 
 @frozen

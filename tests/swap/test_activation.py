@@ -267,6 +267,18 @@ def test_marks() -> None:
     assert "host (machine-id other)" in error.text and "--steal" in error.remedy
 
 
+def test_clones_share_a_machine_id() -> None:
+    asking = evolve(THIS, host="here")
+
+    def marked(boot: str, host: str) -> FileFacts:
+        return evolve(GOOD, header_page=put_mark(PAGE, Mark("this", boot, host)))
+
+    assert refusal(marked("then", "there"), asking).step == "mark"
+    assert swap_activate(marked("then", "there"), evolve(asking, steal=True)).stolen_from is not None
+    for boot, host in (("now", "there"), ("then", "here"), ("then", "")):
+        assert swap_activate(marked(boot, host), asking).stolen_from is None
+
+
 def test_stealing_does_not_help_where_the_place_is_taken() -> None:
     facts = SPOILT["boot-block"][0](GOOD)
 
