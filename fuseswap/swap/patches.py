@@ -35,6 +35,8 @@ _PLUG: Final = "tests/swap/test_plug.py"
 _RESERVE: Final = "tests/swap/test_reserve.py"
 _TRANSPORT: Final = "tests/engine/test_transport.py"
 _RPC: Final = "tests/engine/test_rpc_wire.py"
+_MEMORY: Final = "tests/engine/test_engine_memory.py"
+_DEADLOCK: Final = "tests/pressure/test_deadlock.py"
 
 PATCHES: Final = (
     Patch(
@@ -85,7 +87,11 @@ PATCHES: Final = (
         " re-enter the file system that waits for it.",
         "The path of a page allocates nothing: no fault, no memory call, so reclaim is never entered from it."
         " PR_SET_IO_FLUSHER (PF_MEMALLOC_NOIO) is the second wall.",
-        (f"{_PAGE}::test_many_pages_travel_together_and_cost_no_fault",),
+        (
+            f"{_MEMORY}::test_no_faults_and_no_growth",
+            f"{_MEMORY}::test_only_the_whitelist_s_system_calls",
+            f"{_DEADLOCK}::test_engine_and_hog_in_one_cgroup",
+        ),
     ),
     Patch(
         6,
@@ -202,7 +208,7 @@ PATCHES: Final = (
         "The credential is built at activation and is constant bytes of every call.",
         (
             f"{_RPC}::test_calls_are_what_a_strict_server_expects",
-            f"{_PAGE}::test_many_pages_travel_together_and_cost_no_fault",
+            f"{_MEMORY}::test_only_the_whitelist_s_system_calls",
         ),
     ),
     Patch(
@@ -247,6 +253,7 @@ PATCHES: Final = (
         "No process can have PF_MEMALLOC. The engine's reserve is for writes first, and reconnecting takes the"
         " same socket and needs no memory.",
         (
+            f"{_MEMORY}::test_reconnecting_while_the_reserve_is_used_up",
             f"{_TRANSPORT}::test_a_thousand_reconnects_leave_nothing",
             f"{_RESERVE}::test_writes_may_use_what_reads_may_not",
         ),
@@ -258,7 +265,8 @@ PATCHES: Final = (
         "All that recovery needs is there from activation on: resolved addresses, socket, port, buffers.",
         (
             f"{_TRANSPORT}::test_a_server_that_is_down_is_waited_for",
-            "tests/cli/test_demo.py::test_the_demo_proves_every_page",
+            f"{_MEMORY}::test_reconnecting_adds_connect_and_no_more",
+            f"{_DEADLOCK}::test_the_server_dies_and_returns_meanwhile",
         ),
         "The NFSv4 half: the engine speaks NFSv3, which has no lease and no state to recover.",
     ),
@@ -270,6 +278,7 @@ PATCHES: Final = (
         " written. COMMIT does not exist on this road.",
         (
             f"{_PAGE}::test_one_page_out_and_in_and_out_again",
+            "tests/engine/test_engine.py::test_a_server_killed_and_restarted_three_times_under_load",
             f"{_TRANSPORT}::test_unstable_is_no_success_but_may_pass",
             f"{_TRANSPORT}::test_unstable_for_ever_is_an_error",
         ),

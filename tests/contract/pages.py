@@ -21,7 +21,6 @@ from fuseswap.host import rundir
 from fuseswap.host.cgroup import MemoryCgroup
 from fuseswap.host.ganesha import GaneshaServer
 from fuseswap.host.loop import loop_device_of
-from fuseswap.host.mounts import mount_of, mounts
 from fuseswap.host.swap import PRIORITY_MAX
 from fuseswap.swap.counters import COUNTERS_BYTES, Counters, Word
 from fuseswap.swap.units import PAGE_SIZE
@@ -29,8 +28,6 @@ from tests.cli.command import fuseswap
 from tests.kit.proxy import Proxy
 from tests.kit.rescue import Leftovers
 from tests.kit.wait import wait_until
-
-WRITE_BACKS_MAX = 4
 
 _OWNER = """
 import ctypes, mmap, sys
@@ -150,14 +147,10 @@ class LiveSwap:
 
     @contextmanager
     def no_faults(self) -> Iterator[None]:
-        """The engine has no page fault meanwhile, minor or major.
-
-        Unless its counters lie on a disk: there each write-back of that file makes the next store fault once.
-        """
-        on_disk = getattr(mount_of(str(rundir.directory(self.name)), mounts()), "type", "") != "tmpfs"
+        """The engine has no page fault meanwhile, minor or major."""
         before = self._faults()
         yield
-        assert self._faults() - before <= (WRITE_BACKS_MAX if on_disk else 0)
+        assert self._faults() == before
 
     def _faults(self) -> int:
         # proc(5), stat, fields 10 and 12.

@@ -121,6 +121,10 @@ class Reader:
 
     def leave(self) -> None:
         """Take away what the page has left on, and nothing else."""
+        # What `rm` of a page leaves where /run is no tmpfs.
+        for counters in Path("/dev/shm").glob(f"fuseswap-{self.name}-*"):
+            if not rundir.directory(self.name).exists():
+                counters.unlink()
         for name in (self.name, self.spare):
             if rundir.directory(name).exists():
                 subprocess.run([sys.executable, "-m", "fuseswap", "down", "--force", name], check=False, timeout=60)
