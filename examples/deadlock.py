@@ -7,7 +7,7 @@ more for each message. Soon the kernel must free memory for the daemon itself. I
 waits until they are written: by the daemon, which waits. Nothing moves any more, and no signal ends a process
 that sleeps like that. This program shows where they stand (their kernel stacks), and then frees them as
 `fuseswap down --force` would: by aborting the FUSE connection, which fails every request at once and loses the
-pages. The engine in the same place goes on for hours (tests/pressure/test_deadlock.py).
+pages. The engine in the same place goes on (tests/pressure/test_deadlock.py).
 
 Leaves out: the network. The daemon keeps its pages in a file; sending them would make it no better.
 

@@ -102,7 +102,8 @@ class Assembler:
     """Records that the ring no longer had."""
     unknown_requests: int = 0
     """Answers to requests whose arrival was not seen: older than the trace, or lost."""
-    _next_sequence: int | None = None
+    next_sequence: int = 0
+    """What to ask `trace_since` for. Records before it have been seen, and are passed over."""
     _open: dict[int, dict[Stage, list[TraceRecord]]] = field(factory=dict)
     _passengers: dict[int, list[int]] = field(factory=dict)
     """xid -> FUSE uniques, in the order of sending."""
@@ -110,9 +111,10 @@ class Assembler:
     def feed(self, records: Iterable[TraceRecord]) -> Iterator[Journey]:
         """The journeys that end with these records, in the order of their answers."""
         for record in records:
-            if self._next_sequence is not None and record.sequence > self._next_sequence:
-                self.lost_records += record.sequence - self._next_sequence
-            self._next_sequence = record.sequence + 1
+            if record.sequence < self.next_sequence:
+                continue
+            self.lost_records += record.sequence - self.next_sequence
+            self.next_sequence = record.sequence + 1
             if record.stage is Stage.ARRIVED:
                 self._open[record.unique] = {stage: [] for stage in Stage}
             stages = self._open.get(record.unique)
@@ -156,22 +158,29 @@ def trace(arguments: Any, _interrupts: Interrupts) -> Exit:
     """`fuseswap trace NAME [--seconds N] [--json]`."""
     require_root()
     name = arguments.name
-    assembler = Assembler()
     seen = 0
     with _counters(name) as counters, _tracing(name, counters):
         start_ns = time.monotonic_ns()
+        assembler = Assembler(next_sequence=counters.words[Word.TRACE_SEQUENCE])
         if not arguments.json:
             say(_line(_TITLES))
         try:
-            for journey in follow(counters, assembler, arguments.seconds, lambda: _alive(counters)):
-                seen += 1
-                say(json.dumps(journey.to_plain()) if arguments.json else journey_text(journey, start_ns))
+            for journeys in follow(counters, assembler, arguments.seconds, lambda: _alive(counters)):
+                seen += len(journeys)
+                say(
+                    "\n".join(
+                        json.dumps(journey.to_plain()) if arguments.json else journey_text(journey, start_ns)
+                        for journey in journeys
+                    )
+                )
         except Interrupted:
             # Ctrl-C is how a trace without --seconds ends.
             pass
         alive = _alive(counters)
     if assembler.lost_records:
-        warn(f"{assembler.lost_records} records were overwritten before they were read: trace less, or for less long")
+        warn(
+            f"{assembler.lost_records} records were overwritten before they were read: more is swapped than trace can follow"
+        )
     if not alive:
         raise Failure(f"the engine of {name} has ended")
     if not seen and not arguments.json:
@@ -181,24 +190,26 @@ def trace(arguments: Any, _interrupts: Interrupts) -> Exit:
 
 def follow(
     counters: Counters, assembler: Assembler, seconds: float | None, alive: Callable[[], bool]
-) -> Iterator[Journey]:
-    """Journeys as they end, for so many seconds or until the engine is dead. The caller has set Word.TRACE."""
+) -> Iterator[list[Journey]]:
+    """Journeys as they end, some at a time, for so many seconds or until the engine is dead.
+
+    The caller has set Word.TRACE.
+    """
     deadline = None if seconds is None else time.monotonic() + seconds
     look = time.monotonic() + _ALIVE_SECONDS
-    sequence = counters.words[Word.TRACE_SEQUENCE]
     while True:
         over = deadline is not None and time.monotonic() >= deadline
-        newest = counters.words[Word.TRACE_SEQUENCE]
-        yield from assembler.feed(counters.trace_since(sequence))
+        before = assembler.next_sequence
+        if journeys := list(assembler.feed(counters.trace_since(before))):
+            yield journeys
         if over:
             return
-        if newest == sequence:
+        if assembler.next_sequence == before:
             if time.monotonic() > look:
                 look = time.monotonic() + _ALIVE_SECONDS
                 if not alive():
                     return
             time.sleep(_POLL_SECONDS)
-        sequence = newest
 
 
 def journey_text(journey: Journey, start_ns: int) -> str:

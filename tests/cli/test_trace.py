@@ -87,6 +87,15 @@ def test_what_began_before_the_trace_is_counted() -> None:
     assert assembler.unknown_requests == 1
 
 
+def test_records_that_come_twice_count_once() -> None:
+    """A reader may be given more than it knew of, and ask for that again."""
+    once = list(records((Stage.ARRIVED, 1, 0), (Stage.SENT, 1, 7), (Stage.REPLIED, 1, 0), (Stage.ANSWERED, 1, 0)))
+    assembler = Assembler()
+    (journey,) = assembler.feed([*once, *once, *once[2:]])
+    assert journey.legs == (Leg(7, 2000, ()),)
+    assert (assembler.next_sequence, assembler.lost_records, assembler.unknown_requests) == (4, 0, 0)
+
+
 def test_a_ring_that_overtakes_its_reader() -> None:
     with mmap.mmap(-1, COUNTERS_BYTES) as memory:
         counters = Counters(memory)

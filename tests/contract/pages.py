@@ -141,7 +141,7 @@ class LiveSwap:
                 counters.words[Word.TRACE] = 0
                 records = list(counters.trace_since(sequence))
                 counters.close()
-        assembler = Assembler()
+        assembler = Assembler(next_sequence=sequence)
         found += assembler.feed(records)
         assert not assembler.lost_records
 
