@@ -20,6 +20,7 @@ from fuseswap.cli import preflight
 from fuseswap.cli.demo_screen import Screen
 from fuseswap.cli.failure import Exit, Failure
 from fuseswap.cli.interrupts import Interrupts
+from fuseswap.cli.main import explain
 from fuseswap.cli.output import say, warn
 from fuseswap.cli.private import PrivateServer
 from fuseswap.cli.size import format_size
@@ -147,7 +148,11 @@ class _Demo:
         bring_up(self.name, url, self.interrupts, size_bytes=size, priority=PRIORITY_MAX)
 
     def _down(self) -> None:
-        take_down(self.name, force=True)
+        try:
+            take_down(self.name, force=False)
+        except Exception as error:
+            warn(f"{explain(error)[0]}; trying again with --force")
+            take_down(self.name, force=True)
 
     def _make_cgroup(self) -> None:
         self.cgroup = MemoryCgroup(f"fuseswap-{self.name}", self.limit_bytes)

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from attrs import frozen
+from attrs import define, frozen
 
 from fuseswap.cli.failure import Exit, Failure
 from fuseswap.cli.output import say, warn
@@ -48,6 +48,45 @@ def condition(name: str) -> Condition:
     )
 
 
+@define(eq=False)
+class Silence:
+    """For how long requests of NAME have waited, and the server has not sent one reply."""
+
+    name: str
+    _reply_ns: int = -1
+    _since: float = 0.0
+
+    def lasts(self) -> bool:
+        """Whether it was there at every call of the last _PATIENCE_SECONDS; to be called some times a second.
+
+        A reply that is old says nothing where nothing is asked.
+        """
+        now = time.monotonic()
+        counters = rundir.read_counters(self.name)
+        if counters is None or not isinstance(counters.activation.target, NfsTarget):
+            return False
+        reply_ns = counters.words["reply_ns"]
+        if reply_ns != self._reply_ns or not (counters.words["requests"] or _requests_waiting(self.name)):
+            self._reply_ns, self._since = reply_ns, now
+        return now - self._since > _PATIENCE_SECONDS
+
+
+def _requests_waiting(name: str) -> int:
+    # Of an engine that does not come to counting them.
+    mount = mount_at(str(rundir.engine_mountpoint(name)))
+    return fusectl.waiting(mount) if mount is not None else 0
+
+
+def abort_if_silent(silence: Silence) -> bool:
+    """Abort NAME's connection, so that a swapoff that hangs ends, if its server is silent or its engine dead."""
+    device = rundir.engine_device(silence.name)
+    area = swap_area(device.path) if device is not None else None
+    if area is None or not (silence.lasts() or not condition(silence.name).engine_alive):
+        return False
+    _abort(silence.name, area.used_bytes)
+    return True
+
+
 def _settled(name: str) -> Condition:
     """The condition, once the server is there or has been away for long enough to say so."""
     state = condition(name)
@@ -66,7 +105,7 @@ def swap_off(name: str, *, force: bool) -> None:
     """Bring NAME's pages back and end the swapping; nothing if none is on.
 
     Failure, with the swap still on, if memory does not suffice or the server is away. With `force` the
-    engine's connection is aborted when pages cannot be had: they are lost, and that is said.
+    engine's connection is aborted when the server answers nothing any more: the pages are lost, and that is said.
     """
     device = rundir.engine_device(name)
     area = swap_area(device.path) if device is not None else None
@@ -121,6 +160,7 @@ def _require_memory(name: str, area: SwapArea) -> None:
 
 def _watcher(name: str, force: bool) -> Callable[[int, float], None]:
     told = False
+    silence = Silence(name)
     tty = sys.stderr.isatty()
 
     def watch(used_bytes: int, seconds: float) -> None:
@@ -132,17 +172,16 @@ def _watcher(name: str, force: bool) -> Callable[[int, float], None]:
                 file=sys.stderr,
                 flush=True,
             )
-        if seconds < _PATIENCE_SECONDS:
+        if told:
             return
         if force:
-            if not told:
-                _abort(name, used_bytes)
-        elif not told:
+            told = abort_if_silent(silence)
+        elif seconds >= _PATIENCE_SECONDS:
             warn(
                 f"{name}: no page came back for {seconds:.0f} s, {format_size(used_bytes)} are still out; waiting"
                 f" (Ctrl-C leaves swap on; fuseswap down --force {name} loses them)"
             )
-        told = True
+            told = True
 
     return watch
 
@@ -152,6 +191,12 @@ def _abort(name: str, used_bytes: int) -> None:
     mount = mount_at(str(rundir.engine_mountpoint(name)))
     if mount is not None:
         fusectl.abort(mount)
+    elif (counters := rundir.read_counters(name)) is not None:
+        # Of a mount that is in the table no more (umount -l) the connection ends with the engine.
+        engine = processes.find_engine(counters.words)
+        if engine is not None:
+            engine.kill()
+            engine.close()
 
 
 def _loss(used_bytes: int) -> str:

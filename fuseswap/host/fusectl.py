@@ -34,6 +34,15 @@ def control(mount: Mount) -> Iterator[Path]:
                 unmount(str(CONNECTIONS), lazy=True)
 
 
+def waiting(mount: Mount) -> int:
+    """How many requests the kernel waits for; 0 for a mount that has no connection any more."""
+    with control(mount) as directory:
+        try:
+            return int((directory / "waiting").read_text(encoding="ascii"))
+        except OSError:
+            return 0
+
+
 def abort(mount: Mount) -> None:
     """End the connection: every pending and later request on it fails at once with ECONNABORTED or ENOTCONN.
 
