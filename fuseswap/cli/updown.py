@@ -14,6 +14,7 @@ from fuseswap.cli.output import say, warn
 from fuseswap.cli.size import format_size
 from fuseswap.cli.source import is_url, join_url, same_file, split_file_url
 from fuseswap.cli.steps import build, tear_down
+from fuseswap.cli.swapping_off import Silence, abort_if_silent
 from fuseswap.host import rundir, xattr
 from fuseswap.host.machine import require_root
 from fuseswap.host.mounts import mount_at
@@ -67,7 +68,7 @@ def bring_up(
 
 def take_down(name: str, *, force: bool) -> None:
     """Undo `bring_up`, whatever of it there is. Failure, HostError."""
-    with _lock():
+    with _lock((name,) if force else ()):
         _turn_off(name, force=force)
 
 
@@ -88,8 +89,12 @@ def off(arguments: Any, _interrupts: Interrupts) -> Exit:
     require_root()
     located = _locate(arguments.file)
     url = join_url(located.mount.source, located.below)
-    with _lock():
-        found = [name for name in rundir.names() if _is_called(name, url)]
+
+    def wanted() -> tuple[str, ...]:
+        return tuple(name for name in rundir.names() if _is_called(name, url))
+
+    with _lock(wanted() if arguments.force else ()):
+        found = wanted()
         if not found:
             say(f"{arguments.file} is not active")
         for name in found:
@@ -100,11 +105,17 @@ def off(arguments: Any, _interrupts: Interrupts) -> Exit:
 def down(arguments: Any, _interrupts: Interrupts) -> Exit:
     """`fuseswap down NAME|URL|--all [--force]`."""
     require_root()
-    with _lock():
-        names = rundir.names()
-        if not arguments.all:
-            wanted = arguments.name
-            names = tuple(name for name in names if name == wanted or (is_url(wanted) and _is_called(name, wanted)))
+
+    def wanted() -> tuple[str, ...]:
+        if arguments.all:
+            return rundir.names()
+        called = arguments.name
+        return tuple(
+            name for name in rundir.names() if name == called or (is_url(called) and _is_called(name, called))
+        )
+
+    with _lock(wanted() if arguments.force else ()):
+        names = wanted()
         if not names:
             say("nothing is up" if arguments.all else f"{arguments.name} is not up")
         failures: list[tuple[str, Exception]] = []
@@ -203,5 +214,11 @@ def _name_of(file_name: str) -> str:
     return file_name
 
 
-def _lock() -> AbstractContextManager[None]:
-    return rundir.lock(_LOCK_SECONDS, lambda: say("waiting for another fuseswap command"))
+def _lock(forced: tuple[str, ...] = ()) -> AbstractContextManager[None]:
+    """Alone; the command that is waited for may hang in swapoff of a name that is to go by force."""
+    silences = [Silence(name) for name in forced]
+
+    def still_waiting() -> None:
+        silences[:] = [silence for silence in silences if not abort_if_silent(silence)]
+
+    return rundir.lock(_LOCK_SECONDS, lambda: say("waiting for another fuseswap command"), still_waiting)

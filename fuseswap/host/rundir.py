@@ -139,11 +139,13 @@ def remove_counters(name: str) -> None:
 
 
 @contextmanager
-def lock(seconds: float, waiting: Callable[[], None]) -> Iterator[None]:
+def lock(
+    seconds: float, waiting: Callable[[], None], still_waiting: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """Alone with what is active here: two commands that change it follow each other.
 
     A flock(2) on the directory itself; the directory goes with its last content. `waiting()` is called once
-    if another command holds it. HostError after `seconds`.
+    if another command holds it, `still_waiting()` some times a second then. HostError after `seconds`.
     """
     deadline = time.monotonic() + seconds
     descriptor = _lock_once()
@@ -152,6 +154,7 @@ def lock(seconds: float, waiting: Callable[[], None]) -> Iterator[None]:
     while descriptor is None:
         if time.monotonic() > deadline:
             raise HostError(f"another fuseswap command is still at work after {seconds:g} s")
+        still_waiting()
         time.sleep(_POLL_SECONDS)
         descriptor = _lock_once()
     try:

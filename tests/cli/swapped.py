@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fuseswap.host import processes, rundir
+from fuseswap.host.cgroup import MemoryCgroup
 from tests.kit.rescue import Leftovers
 from tests.kit.wait import wait_until
 
@@ -29,10 +30,14 @@ print("same" if memory[:] == data else "different", flush=True)
 
 
 @contextmanager
-def swapped_process() -> Iterator["subprocess.Popen[str]"]:
-    """A process with PAGES unique pages pushed out (MADV_PAGEOUT); a line on its input makes it compare them."""
+def swapped_process(cgroup: MemoryCgroup | None = None) -> Iterator["subprocess.Popen[str]"]:
+    """A process with PAGES unique pages pushed out (MADV_PAGEOUT); a line on its input makes it compare them.
+
+    In a cgroup of its own the pages leave the swap cache, too: swapoff must read them.
+    """
+    command = [sys.executable, "-c", _SCRIPT, str(PAGES)]
     with subprocess.Popen(
-        [sys.executable, "-c", _SCRIPT, str(PAGES)],
+        command if cgroup is None else cgroup.command(command),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -40,6 +45,8 @@ def swapped_process() -> Iterator["subprocess.Popen[str]"]:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "out\n"
+            if cgroup is not None:
+                cgroup.reclaim()
             yield process
         finally:
             process.kill()

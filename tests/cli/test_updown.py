@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from fuseswap.cli import swapping_off
 from fuseswap.cli.main import main
 from fuseswap.host import processes, rundir
+from fuseswap.host.cgroup import MemoryCgroup
 from fuseswap.host.ganesha import GaneshaServer
 from fuseswap.host.loop import detach, loop_device_of
 from fuseswap.host.swap import PRIORITY_MAX, SwapArea, swap_area
@@ -23,7 +25,7 @@ from fuseswap.swap.counters import Counters, Word
 from fuseswap.swap.header import read_mark
 from tests.cli.command import Result, finish, fuseswap, start
 from tests.cli.swapped import PAGES, compare, is_clean, kill, server_process, swapped_process
-from tests.kit.proxy import Proxy
+from tests.kit.proxy import READ, Proxy, forward
 from tests.kit.rescue import Leftovers
 from tests.kit.wait import wait_until
 
@@ -323,6 +325,39 @@ def test_a_server_that_is_gone_for_good(fresh_nfs_server: GaneshaServer, name: s
         assert forced.errors.startswith(f"fuseswap: {name}: aborting its connection: 2")
         assert "are lost" in forced.errors
         assert compare(process) != "different", "SIGBUS, never wrong bytes"
+    assert is_clean(name)
+
+
+def test_force_aborts_nothing_that_is_well(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
+    """swapoff may look for owners of pages for long, and ask for nothing meanwhile."""
+    assert up(nfs_server.url(f"{nfs_dir.name}/{name}")).code == 0
+    with swapped_process() as process:
+        watch = swapping_off._watcher(name, force=True)
+        started = time.monotonic()
+        while time.monotonic() < started + swapping_off._PATIENCE_SECONDS + 1:
+            watch(PAGES * 4096, 60.0)
+            time.sleep(0.25)
+        assert fuseswap("down", "--force", name).errors == ""
+        assert compare(process) == "same"
+    assert is_clean(name)
+
+
+def test_force_ends_another_down(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
+    """The server lives, so that nothing seems to be amiss, but answers no READ."""
+    with Proxy(nfs_server.nfs_port) as proxy:
+        url = nfs_server.url(f"{nfs_dir.name}/{name}").replace(str(nfs_server.nfs_port), str(proxy.port))
+        assert up(url).code == 0
+        with MemoryCgroup(name, 64 << 20) as cgroup, swapped_process(cgroup) as process:
+            proxy.on_reply = lambda record, random: [] if record.procedure == READ else forward(record, random)
+            first = start("down", name)
+            assert first.stdout is not None
+            assert "to bring back" in first.stdout.readline()
+            forced = fuseswap("down", "--force", name)
+            finish(first)
+            assert forced.code == 0
+            assert "waiting for another fuseswap command" in forced.output
+            assert f"{name}: aborting its connection: " in forced.errors
+            assert compare(process) != "different"
     assert is_clean(name)
 
 
