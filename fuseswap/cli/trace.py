@@ -178,9 +178,7 @@ def trace(arguments: Any, _interrupts: Interrupts) -> Exit:
             pass
         alive = _alive(counters)
     if assembler.lost_records:
-        warn(
-            f"{assembler.lost_records} records were overwritten before they were read: more is swapped than trace can follow"
-        )
+        warn(f"{assembler.lost_records} records were overwritten unread: more is swapped than trace can follow")
     if not alive:
         raise Failure(f"the engine of {name} has ended")
     if not seen and not arguments.json:
