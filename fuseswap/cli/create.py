@@ -1,7 +1,8 @@
 """`create`: a swap file without holes, written in full, or nothing.
 
-The file is written under a hidden name and renamed when it is whole, so that under its own name it is either
-complete or not there. Its content is random: a server that compresses or drops zeros must allocate it all.
+The file is written under a hidden name and linked to its own when it is whole, so that there it is either complete
+or not at all, and never in the place of another. Its content is random: a server that compresses or drops zeros must
+allocate it all.
 """
 
 import errno
@@ -30,6 +31,8 @@ _BLOCKS_IN_FLIGHT = 8
 _CLEANUP_SECONDS = 10.0
 _STALE_SECONDS = 3.0
 
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -43,6 +46,8 @@ class Place(Protocol):
     async def create(
         self, parent: Handle, name: bytes, mode: int, exclusive: bool, caller: Caller
     ) -> tuple[Handle, Attributes]: ...
+
+    async def link(self, handle: Handle, parent: Handle, name: bytes, caller: Caller) -> Attributes: ...
 
     async def unlink(self, parent: Handle, name: bytes, caller: Caller) -> None: ...
 
@@ -104,7 +109,7 @@ class _Creation:
         hidden = b".%b.%b.part" % (self._name[:200], secrets.token_hex(4).encode())
         root = self._place.root
         try:
-            handle, _ = await self._place.create(root, hidden, 0o600, True, self._caller)
+            handle, made = await self._place.create(root, hidden, 0o600, True, self._caller)
         except trio.Cancelled:
             # The server may have made it all the same.
             await self._remove(hidden)
@@ -115,13 +120,36 @@ class _Creation:
                 await self._fill(handle, size, show)
             await self._place.commit(handle, self._caller)
             await self._place.write(handle, 0, header, True, self._caller)
-            if await self._is_there(size):
-                raise Failure(f"{self._shown}: another create made it meanwhile")
-            await self._place.rename(root, hidden, root, self._name, self._caller)
+            if not await self._linked(handle, made.fileid):
+                await self._require_nothing(size)
+                await self._place.rename(root, hidden, root, self._name, self._caller)
+                return True
         except BaseException:
             await self._remove(hidden)
             raise
+        await self._remove(hidden)
         return True
+
+    async def _linked(self, handle: Handle, fileid: int) -> bool:
+        """Give the file its name, if nothing has it; False if there are no hard links. Failure."""
+        try:
+            await self._place.link(handle, self._place.root, self._name, self._caller)
+        except OSError as error:
+            if error.errno == errno.EEXIST:
+                await self._require_nothing(None)
+            if error.errno in _NO_LINKS:
+                return False
+            raise
+        # Of a call that was sent again, EEXIST passes for its own success.
+        found = await self._lookup(self._name)
+        if found is None or found[1].fileid != fileid:
+            await self._require_nothing(None)
+            raise Failure(f"{self._shown}: somebody removed it meanwhile")
+        return True
+
+    async def _require_nothing(self, size_bytes: int | None) -> None:
+        if await self._is_there(size_bytes):
+            raise Failure(f"{self._shown}: another create made it meanwhile")
 
     async def _is_there(self, size_bytes: int | None) -> bool:
         """Whether the name is a swap file of this size. Failure if it is anything else."""

@@ -87,6 +87,12 @@ class LocalDirectory:
         )
         await trio.to_thread.run_sync(os.fsync, self._directory)
 
+    async def link(self, handle: Handle, parent: Handle, name: bytes, caller: Caller) -> Attributes:
+        """As the protocol's; the new name is durable at return."""
+        os.link(handle, name, src_dir_fd=self._directory, dst_dir_fd=self._directory, follow_symlinks=False)
+        await trio.to_thread.run_sync(os.fsync, self._directory)
+        return _attributes(os.fstat(self._files[handle]))
+
     async def unlink(self, parent: Handle, name: bytes, caller: Caller) -> None:
         """As the protocol's."""
         os.unlink(name, dir_fd=self._directory)

@@ -1,8 +1,17 @@
 """`create` on this machine's own file systems, and `check` of what it made."""
 
+import errno
+import os
 import signal
 from pathlib import Path
 
+import pytest
+import trio
+
+from fuseswap.backends.protocol import Attributes, Caller, Handle
+from fuseswap.cli import create
+from fuseswap.cli.failure import Failure
+from fuseswap.cli.local_directory import LocalDirectory
 from fuseswap.host.ganesha import GaneshaServer
 from fuseswap.swap.header import parse_header
 from tests.cli.command import finish, fuseswap, start
@@ -15,6 +24,7 @@ def test_a_local_file(disk_dir: Path) -> None:
     assert (result.code, result.errors) == (0, "")
     assert file.stat().st_blocks * 512 >= 4 << 20
     assert file.stat().st_mode & 0o777 == 0o600
+    assert file.stat().st_nlink == 1
     assert parse_header(file.read_bytes()[:4096], 4 << 20, regular=True).last_page == 1023
     assert len({file.read_bytes()[at : at + 4096] for at in range(4096, 4 << 20, 4096)}) == 1023
     again = fuseswap("create", file, "--size", "4M")
@@ -45,6 +55,41 @@ def test_an_interrupted_local_create_leaves_nothing(disk_dir: Path) -> None:
     result = finish(process)
     assert (result.code, result.line) == (1, "interrupted by SIGTERM")
     assert list(disk_dir.iterdir()) == []
+
+
+class LateComer(LocalDirectory):
+    """Another file gets the name at the last moment; without links its maker is seen."""
+
+    errno_of_link = 0
+
+    async def link(self, handle: Handle, parent: Handle, name: bytes, caller: Caller) -> Attributes:
+        if self.errno_of_link:
+            raise OSError(self.errno_of_link, "no links")
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT, dir_fd=self._directory))
+        return await super().link(handle, parent, name, caller)
+
+
+def test_a_file_that_appeared_meanwhile_is_not_replaced(disk_dir: Path) -> None:
+    directory = LateComer(str(disk_dir))
+    try:
+        with pytest.raises(Failure, match="exists and is not a swap file"):
+            trio.run(create._create, directory, "file", 1 << 20, "file")
+    finally:
+        directory.close()
+    assert [path.name for path in disk_dir.iterdir()] == ["file"]
+    assert (disk_dir / "file").stat().st_size == 0
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_links(disk_dir: Path, number: int) -> None:
+    directory = LateComer(str(disk_dir))
+    directory.errno_of_link = number
+    try:
+        assert trio.run(create._create, directory, "file", 1 << 20, "file")
+    finally:
+        directory.close()
+    assert [path.name for path in disk_dir.iterdir()] == ["file"]
+    assert (disk_dir / "file").stat().st_size == 1 << 20
 
 
 def test_a_file_on_a_mount_goes_to_its_server(nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path) -> None:
