@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument(
         "--without", nargs="+", default=(), choices=SAFEGUARDS, help="safeguards to take from the engine"
     )
+    parser.add_argument("--sysctl", nargs="+", default=(), metavar="NAME=VALUE", help="set in the guest")
     parser.add_argument("--hog", type=int, metavar="MIB", help="one hog of this size instead of all stages")
     parser.add_argument("--delay", type=int, default=0, metavar="MS", help="put the server far away")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep each run's console and events there")
@@ -30,7 +31,13 @@ def main() -> int:
     endings: Counter[str] = Counter()
     with lab(options.kernel) as guests:
         for number in range(1, options.runs + 1):
-            run = guests.run(number, stages=stages, without=tuple(options.without), delay_ms=options.delay)
+            run = guests.run(
+                number,
+                stages=stages,
+                without=tuple(options.without),
+                sysctls=tuple(options.sysctl),
+                delay_ms=options.delay,
+            )
             endings[run.ending] += 1
             print(f"run {number} of {options.runs}\n{describe(run)}\n", flush=True)
             if options.keep:

@@ -210,22 +210,22 @@ def _package_files(name: str) -> set[Path]:
 
 def _copy_libraries(stage: Path) -> None:
     """What ldd names for every program and shared object of the stage."""
-    programs = [
-        path
-        for path in stage.rglob("*")
-        if path.is_file() and not path.is_symlink() and path.open("rb").read(4) == b"\x7fELF"
-    ]
-    # As they lie on this machine, so that their RUNPATH leads where it does here.
-    originals = [Path("/", path.relative_to(stage)) for path in programs]
-    listing = subprocess.run(
-        ["ldd", *(original for original in originals if original.exists())],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout
+    programs = []
+    for staged in stage.rglob("*"):
+        if staged.is_file() and not staged.is_symlink() and _is_elf(staged):
+            # As it lies on this machine, if it does, so that its RUNPATH leads where it does here.
+            original = Path("/", staged.relative_to(stage))
+            programs.append(original if original.exists() else staged)
+    # Python's modules for what this machine does not have end in an error, and are not missed.
+    listing = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=False).stdout
     libraries = {Path(found) for found in re.findall(r"=> (/\S+) \(", listing)}
     for library in (*sorted(libraries), Path(_LOADER)):
         _copy(stage, library)
+
+
+def _is_elf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"\x7fELF"
 
 
 def _copy(stage: Path, path: Path) -> None:

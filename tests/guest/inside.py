@@ -106,6 +106,9 @@ def main() -> int:
     machine = Machine.open()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     machine.say("boot", kernel=os.uname().release, memory=_memory(), cpus=os.cpu_count())
+    for setting in machine.scenario.sysctls:
+        name, _, value = setting.partition("=")
+        Path("/proc/sys", name.replace(".", "/")).write_text(value)
     _up(machine)
     counters = _counters()
     machine.say("up", memory=_memory(), engine=_engine(counters))

@@ -39,6 +39,7 @@ class Lab:
         *,
         stages: tuple[Stage, ...] = STAGES,
         without: tuple[str, ...] = (),
+        sysctls: tuple[str, ...] = (),
         delay_ms: int = 0,
     ) -> Run:
         """Boot once and swap to a file of its own: two guests on one file destroy each other's pages."""
@@ -51,7 +52,7 @@ class Lab:
         try:
             return boot(
                 self.files,
-                Scenario(url, stages, without),
+                Scenario(url, stages, without, sysctls),
                 directory,
                 seconds_max=SECONDS_MAX,
                 delay_ms=delay_ms,

@@ -41,6 +41,8 @@ class Scenario:
     url: str
     stages: tuple[Stage, ...]
     without: tuple[str, ...] = ()
+    sysctls: tuple[str, ...] = ()
+    """Set before swap is on: NAME=VALUE."""
     stall_seconds: int = 60
     """No page in or out and no word from a hog for so long is a hang."""
 
@@ -54,4 +56,5 @@ def from_json(text: str) -> Scenario:
     """The scenario that `to_json` wrote."""
     plain = json.loads(text)
     stages = tuple(Stage(**{**stage, "hogs": tuple(stage["hogs"])}) for stage in plain.pop("stages"))
-    return Scenario(stages=stages, without=tuple(plain.pop("without")), **plain)
+    lists = {name: tuple(plain.pop(name)) for name in ("without", "sysctls")}
+    return Scenario(stages=stages, **lists, **plain)
