@@ -14,4 +14,5 @@ def require_swapping() -> None:
     """HostError unless this machine lets us swap."""
     require_mounting()
     machine.require_loop()
+    machine.require_no_request_timeout()
     swaps()

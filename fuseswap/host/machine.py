@@ -9,6 +9,8 @@ from fuseswap.host.bounded import HostError
 
 _MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 
+_FUSE_SETTINGS = Path("/proc/sys/fs/fuse")
+
 
 def machine_id() -> str:
     """The 32 hexadecimal digits of machine-id(5). HostError if this machine has none."""
@@ -69,6 +71,24 @@ def require_fuse() -> None:
         raise HostError("no /dev/fuse: load the module (modprobe fuse)") from None
     except OSError as error:
         raise HostError(f"/dev/fuse cannot be opened: {error.strerror}") from None
+
+
+def require_no_request_timeout() -> None:
+    """HostError if the kernel aborts a FUSE connection on which a request takes long (since Linux 6.15).
+
+    Swap must wait for as long as its server is away. Where a connection asks for no timeout, as ours do, the default
+    applies, or else the maximum (set_request_timeout in fs/fuse/inode.c).
+    """
+    for name in ("default_request_timeout", "max_request_timeout"):
+        try:
+            seconds = int((_FUSE_SETTINGS / name).read_text(encoding="ascii"))
+        except FileNotFoundError:
+            continue
+        if seconds:
+            raise HostError(
+                f"this kernel ends FUSE connections whose server is away for {seconds} s, and swap with them:"
+                f" sysctl fs.fuse.{name}=0"
+            )
 
 
 def require_loop() -> None:

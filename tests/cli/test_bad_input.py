@@ -323,6 +323,15 @@ def test_no_loop_devices() -> None:
     assert "no loop devices" in result.line
 
 
+@pytest.mark.parametrize("setting", ["default_request_timeout", "max_request_timeout"])
+def test_a_kernel_that_ends_slow_connections(setting: str) -> None:
+    directory = "/proc/sys/fs/fuse"
+    script = f"mount -t tmpfs none {directory} && echo 60 > {directory}/{setting}"
+    result = fuseswap("up", "nfs://127.0.0.1/export/file", wrapper=in_namespace(script))
+    assert result.code == 1
+    assert result.line.endswith(f"server is away for 60 s, and swap with them: sysctl fs.fuse.{setting}=0")
+
+
 def test_no_swap_in_the_kernel(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
