@@ -1,6 +1,6 @@
 """The command's entry: parse, run, and turn every failure into one line and an exit code."""
 
-import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -8,7 +8,7 @@ from typing import Any
 
 from fuseswap.cli.failure import Exit, Failure
 from fuseswap.cli.interrupts import Interrupted, Interrupts, interruptible
-from fuseswap.cli.output import warn
+from fuseswap.cli.output import discard, warn
 from fuseswap.cli.parser import build_parser
 from fuseswap.cli.steps import NotUndone
 from fuseswap.host.bounded import HostError
@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Nobody reads; what is left in the buffer must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.FAILED
+        # What is left in the buffer must not complain at exit.
+        discard(sys.stdout)
+        return 128 + signal.SIGPIPE
     except (Exception, Interrupted) as error:
         text, code = explain(error)
         warn(text)

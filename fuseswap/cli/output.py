@@ -1,19 +1,43 @@
 """What a command prints: results and notes on standard output, errors and warnings on standard error."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 
 def say(text: str) -> None:
-    """A result, or what the command is waiting for. Seen at once, also through a pipe."""
+    """A result, or what the command is waiting for. Seen at once, also through a pipe.
+
+    Where nobody reads any more the command goes on: what it builds or takes down must not stand half done.
+    """
+    _print(text, sys.stdout)
+
+
+def stream(text: str) -> None:
+    """Some of a result without an end. BrokenPipeError where nobody reads any more."""
     print(text, flush=True)
 
 
 def warn(text: str) -> None:
     """One line on standard error, whatever the text."""
     line = "; ".join(part.strip() for part in text.splitlines() if part.strip())
-    print(f"fuseswap: {line}", file=sys.stderr, flush=True)
+    _print(f"fuseswap: {line}", sys.stderr)
+
+
+def discard(file: TextIO) -> None:
+    """Let what is written to the file, and what waits in its buffer, go nowhere."""
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, file.fileno())
+    os.close(descriptor)
+
+
+def _print(text: str, file: TextIO) -> None:
+    try:
+        print(text, file=file, flush=True)
+    except BrokenPipeError:
+        discard(file)
 
 
 @contextmanager

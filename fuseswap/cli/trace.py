@@ -18,7 +18,7 @@ from attrs import define, field, frozen
 
 from fuseswap.cli.failure import Exit, Failure
 from fuseswap.cli.interrupts import Interrupted, Interrupts
-from fuseswap.cli.output import say, warn
+from fuseswap.cli.output import say, stream, warn
 from fuseswap.host import processes, rundir
 from fuseswap.host.machine import require_root
 from fuseswap.swap.counters import COUNTERS_BYTES, Counters, Stage, TraceRecord, Word
@@ -163,11 +163,11 @@ def trace(arguments: Any, _interrupts: Interrupts) -> Exit:
         start_ns = time.monotonic_ns()
         assembler = Assembler(next_sequence=counters.words[Word.TRACE_SEQUENCE])
         if not arguments.json:
-            say(_line(_TITLES))
+            stream(_line(_TITLES))
         try:
             for journeys in follow(counters, assembler, arguments.seconds, lambda: _alive(counters)):
                 seen += len(journeys)
-                say(
+                stream(
                     "\n".join(
                         json.dumps(journey.to_plain()) if arguments.json else journey_text(journey, start_ns)
                         for journey in journeys

@@ -122,6 +122,18 @@ def test_on_and_off(nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path,
     assert fuseswap("umount", mount_point).code == 0
 
 
+def test_up_and_down_where_nobody_reads(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
+    url = nfs_server.url(f"{nfs_dir.name}/{name}")
+    for arguments in (("up", url, "--size", SIZE), ("down", name)):
+        process = start(*arguments)
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        assert finish(process).code == 0
+        assert (area_of(name) is None) == (arguments[0] == "down")
+    assert is_clean(name)
+
+
 def test_two_at_once(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
     url = nfs_server.url(f"{nfs_dir.name}/{name}")
     assert fuseswap("create", url, "--size", SIZE).code == 0
