@@ -16,13 +16,14 @@ import trio
 from attrs import define, evolve
 
 from fuseswap.backends.protocol import Attributes, Backend, Caller, Handle, SetAttributes
+from fuseswap.filesystem.adoption import active_elsewhere
 from fuseswap.filesystem.facts import gather_facts
-from fuseswap.swap.activation import check_report, swap_activate
+from fuseswap.swap.activation import CHECK_ACTIVE, check_report, swap_activate
 from fuseswap.swap.errors import ContractError
 from fuseswap.swap.header import MARK_BYTES, MARK_OFFSET, Mark, clear_mark, put_mark, read_mark
 from fuseswap.swap.lifecycle import Event, next_state
 from fuseswap.swap.rules import FileState, Operation, verdict
-from fuseswap.swap.target import Activation, ActivationRequest
+from fuseswap.swap.target import Activation, ActivationRequest, NfsTarget
 from fuseswap.swap.units import PAGE_SIZE
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class ActiveFiles:
 
     async def report(self, handle: Handle) -> str:
         """What swap_activate and swapon would say, as JSON. Errors as the backend's."""
-        active = self.state_of(handle) is not FileState.ORDINARY
+        active = self.state_of(handle) is not FileState.ORDINARY or _is_served(handle)
         return check_report(await gather_facts(self._backend, handle, ROOT, active=active)).to_json()
 
     async def activate(
@@ -115,6 +116,8 @@ class ActiveFiles:
         `path` is the file's below the mount point; `drained` returns when no ordinary write is on its way.
         """
         state = self._next(self.state_of(handle), Event.ACTIVATE)
+        if _is_served(handle):
+            raise OSError(CHECK_ACTIVE.errno, CHECK_ACTIVE.text)
         guarded = self._files[handle] = _Guarded(state)
         try:
             # From here on no new write begins (the table refuses it); those under way land first.
@@ -192,6 +195,12 @@ class ActiveFiles:
             return next_state(state, event)
         except ContractError as refusal:
             raise OSError(refusal.errno, refusal.text) from None
+
+
+def _is_served(handle: Handle) -> bool:
+    """Whether an engine serves the file: it may have been activated on another mount since this one began."""
+    targets = [activation.target for activation in active_elsewhere()]
+    return any(isinstance(target, NfsTarget) and target.file_handle == handle for target in targets)
 
 
 def _below(source: str, path: bytes | None) -> str:

@@ -273,6 +273,24 @@ def test_the_same_file_by_another_address(nfs_server: GaneshaServer, nfs_dir: Pa
     assert is_clean(name)
 
 
+def test_two_mounts_of_the_same_file(
+    nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path, name: str
+) -> None:
+    url = nfs_server.url(f"{nfs_dir.name}/{name}")
+    with Proxy(nfs_server.nfs_port) as proxy:
+        source = nfs_server.url(nfs_dir.name).replace(str(nfs_server.nfs_port), str(proxy.port))
+        assert fuseswap("mount", source, mount_point).code == 0
+        assert up(url).code == 0
+        refused = fuseswap("on", mount_point / name, "--name", f"{name}-other")
+        assert refused.code == 3, refused
+        assert "is an active swap file (EBUSY)" in refused.errors
+        assert area_of(name) is not None
+        assert mark_in(nfs_dir / name)
+        assert fuseswap("umount", mount_point).code == 0
+    assert fuseswap("down", name).code == 0
+    assert is_clean(name)
+
+
 def test_down_of_a_leftover_whose_file_has_a_new_name(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:
     url = nfs_server.url(f"{nfs_dir.name}/{name}")
     assert up(url).code == 0
