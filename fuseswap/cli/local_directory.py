@@ -36,9 +36,7 @@ class LocalDirectory:
 
     async def lookup(self, parent: Handle, name: bytes, caller: Caller) -> tuple[Handle, Attributes]:
         """As the protocol's; a link is not followed."""
-        status = await trio.to_thread.run_sync(
-            lambda: os.stat(name, dir_fd=self._directory, follow_symlinks=False)
-        )
+        status = await trio.to_thread.run_sync(lambda: os.stat(name, dir_fd=self._directory, follow_symlinks=False))
         return name, _attributes(status)
 
     async def create(
@@ -82,9 +80,7 @@ class LocalDirectory:
         self, old_parent: Handle, old_name: bytes, new_parent: Handle, new_name: bytes, caller: Caller
     ) -> None:
         """As the protocol's; the new name is durable at return."""
-        os.rename(
-            old_name, new_name, src_dir_fd=self._directory, dst_dir_fd=self._directory
-        )
+        os.rename(old_name, new_name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         await trio.to_thread.run_sync(os.fsync, self._directory)
 
     async def link(self, handle: Handle, parent: Handle, name: bytes, caller: Caller) -> Attributes:

@@ -110,9 +110,7 @@ def down(arguments: Any, _interrupts: Interrupts) -> Exit:
         if arguments.all:
             return rundir.names()
         called = arguments.name
-        return tuple(
-            name for name in rundir.names() if name == called or (is_url(called) and _is_called(name, called))
-        )
+        return tuple(name for name in rundir.names() if name == called or (is_url(called) and _is_called(name, called)))
 
     with _lock(wanted() if arguments.force else ()):
         names = wanted()

@@ -273,9 +273,7 @@ def test_the_same_file_by_another_address(nfs_server: GaneshaServer, nfs_dir: Pa
     assert is_clean(name)
 
 
-def test_two_mounts_of_the_same_file(
-    nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path, name: str
-) -> None:
+def test_two_mounts_of_the_same_file(nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path, name: str) -> None:
     url = nfs_server.url(f"{nfs_dir.name}/{name}")
     with Proxy(nfs_server.nfs_port) as proxy:
         source = nfs_server.url(nfs_dir.name).replace(str(nfs_server.nfs_port), str(proxy.port))
@@ -355,6 +353,20 @@ def test_a_server_that_is_gone_for_good(fresh_nfs_server: GaneshaServer, name: s
         assert forced.errors.startswith(f"fuseswap: {name}: aborting its connection: 2")
         assert "are lost" in forced.errors
         assert compare(process) != "different", "SIGBUS, never wrong bytes"
+    assert is_clean(name)
+
+
+def test_force_after_a_lazy_unmount(fresh_nfs_server: GaneshaServer, name: str) -> None:
+    """The connection of such a mount cannot be looked up; it ends with the engine."""
+    assert up(fresh_nfs_server.url(name)).code == 0
+    with swapped_process() as process:
+        subprocess.run(["umount", "-l", str(rundir.engine_mountpoint(name))], check=True, timeout=20)
+        fresh_nfs_server.kill()
+        wait_until(lambda: "waiting for the server" in fuseswap("status").output, seconds=20, what="status to notice")
+        forced = fuseswap("down", "--force", name)
+        assert forced.code == 0, forced
+        assert "are lost" in forced.errors
+        assert compare(process) != "different"
     assert is_clean(name)
 
 
