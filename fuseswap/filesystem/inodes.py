@@ -9,15 +9,16 @@ counts with FORGET; a node lives as long as its count, and the pair of id and ge
 import itertools
 from typing import Final
 
-from attrs import define
+from attrs import define, field
 
-from fuseswap.backends.protocol import Attributes, Handle
+from fuseswap.backends.protocol import Attributes, FileType, Handle
 
 ROOT_ID: Final = 1
 
 _OWN_IDS: Final = 1 << 63
 """Where our own ids begin; a fileid of the server that is so large gets one of them too."""
 
+_NAMES_MAX: Final = 16
 _DEPTH_MAX: Final = 2048
 """Components of a path: PATH_MAX / 2."""
 
@@ -37,6 +38,8 @@ class Node:
     parent: "Node | None" = None
     """With `name`, where it was seen last."""
     name: bytes = b""
+    elsewhere: "list[tuple[Node, bytes]]" = field(factory=list)
+    """Its other names, as far as they were seen (at most _NAMES_MAX); the latest is the last."""
     hidden: tuple[Handle, bytes] | None = None
     """Directory and name under which a removed file lives on while it is open."""
     cached: Attributes | None = None
@@ -86,9 +89,28 @@ class InodeTable:
 
     def named(self, node: Node, parent: Node, name: bytes) -> None:
         """`node` was seen, or put, under this name."""
-        self._unname(node)
-        node.parent, node.name = parent, name
+        if (node.parent, node.name) != (parent, name):
+            if node.parent is not None:
+                node.elsewhere.append((node.parent, node.name))
+                # A file with one link was moved; so was a directory, which has one name whatever its count.
+                many = node.attributes.nlink > 1 and node.attributes.type is not FileType.DIRECTORY
+                while len(node.elsewhere) > (_NAMES_MAX if many else 0):
+                    self._drop_name(node, *node.elsewhere.pop(0))
+            node.elsewhere = [known for known in node.elsewhere if known != (parent, name)]
+            node.parent, node.name = parent, name
         self._by_name[parent.id, name] = node
+
+    def unnamed(self, parent: Node, name: bytes) -> None:
+        """The name has gone; a node that had it goes by another of its names, if one was seen."""
+        node = self._by_name.pop((parent.id, name), None)
+        if node is None:
+            return
+        if (node.parent, node.name) != (parent, name):
+            node.elsewhere = [known for known in node.elsewhere if known != (parent, name)]
+        elif node.elsewhere:
+            node.parent, node.name = node.elsewhere.pop()
+        else:
+            node.parent, node.name = None, b""
 
     def by_name(self, parent: Node, name: bytes) -> Node | None:
         """The node that was seen last under this name. Another client may have put another file there since."""
@@ -116,11 +138,13 @@ class InodeTable:
         if node.lookups == 0 and node.opened == 0 and self._by_id.get(node.id) is node:
             del self._by_id[node.id]
             del self._by_handle[node.handle]
-            self._unname(node)
+            for parent, name in (*node.elsewhere, (node.parent, node.name)):
+                if parent is not None:
+                    self._drop_name(node, parent, name)
 
-    def _unname(self, node: Node) -> None:
-        if node.parent is not None and self._by_name.get((node.parent.id, node.name)) is node:
-            del self._by_name[node.parent.id, node.name]
+    def _drop_name(self, node: Node, parent: Node, name: bytes) -> None:
+        if self._by_name.get((parent.id, name)) is node:
+            del self._by_name[parent.id, name]
 
     def path_of(self, node: Node) -> bytes | None:
         """The path below the mount point by the names seen last, without a leading slash."""

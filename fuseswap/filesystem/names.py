@@ -91,6 +91,7 @@ class NameOperations(Serving):
                 await self._hide(parent, name, victim, caller)
             else:
                 await self.backend.unlink(parent.handle, name, caller)
+                self.inodes.unnamed(parent, name)
 
     @answers_errno
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext) -> None:
@@ -134,6 +135,7 @@ class NameOperations(Serving):
                 await reveal(self.backend, self.inodes, new_parent, name_new, target, caller)
             raise
         if (node := self.inodes.by_name(old_parent, name_old)) is not None:
+            self.inodes.unnamed(old_parent, name_old)
             self.inodes.named(node, new_parent, name_new)
 
     async def _hide(self, parent: Node, name: bytes, node: Node, caller: Caller) -> None:

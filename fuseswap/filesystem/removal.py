@@ -49,6 +49,7 @@ async def hide(
     """Give an open file the name `hidden` in the place of its last one."""
     await backend.rename(parent.handle, name, parent.handle, hidden, caller)
     node.hidden = (parent.handle, hidden)
+    inodes.unnamed(parent, name)
     inodes.named(node, parent, hidden)
 
 
@@ -58,6 +59,7 @@ async def reveal(backend: Backend, inodes: InodeTable, parent: Node, name: bytes
     directory, hidden = node.hidden
     await backend.rename(directory, hidden, parent.handle, name, caller)
     node.hidden = None
+    inodes.unnamed(parent, hidden)
     inodes.named(node, parent, name)
 
 

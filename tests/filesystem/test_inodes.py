@@ -1,5 +1,6 @@
 """Node ids and FORGET, against a model of the kernel's side."""
 
+from attrs import evolve
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -101,3 +102,20 @@ def test_paths_follow_names() -> None:
     # Another client's moves, seen at different times, may look like a ring.
     table.named(directory, file, b"ring")
     assert table.path_of(file) is None
+
+
+def test_a_file_goes_by_another_of_its_names_when_one_goes() -> None:
+    table = InodeTable(b"root", attributes(1))
+    node = table.learn(b"a", evolve(attributes(2), nlink=3))
+    for name in (b"first", b"second", b"third"):
+        table.told(node, table.root, name)
+
+    assert table.path_of(node) == b"third"
+    table.unnamed(table.root, b"second")
+    table.unnamed(table.root, b"third")
+    assert table.path_of(node) == b"first"
+    assert table.by_name(table.root, b"third") is None
+    table.unnamed(table.root, b"first")
+    assert table.path_of(node) is None
+    table.forget(node.id, 3)
+    assert len(table) == 1
