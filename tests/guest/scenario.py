@@ -56,5 +56,5 @@ def from_json(text: str) -> Scenario:
     """The scenario that `to_json` wrote."""
     plain = json.loads(text)
     stages = tuple(Stage(**{**stage, "hogs": tuple(stage["hogs"])}) for stage in plain.pop("stages"))
-    lists = {name: tuple(plain.pop(name)) for name in ("without", "sysctls")}
-    return Scenario(stages=stages, **lists, **plain)
+    without, sysctls = tuple(plain.pop("without")), tuple(plain.pop("sysctls"))
+    return Scenario(stages=stages, without=without, sysctls=sysctls, **plain)
