@@ -43,8 +43,16 @@ def main(arguments: list[str]) -> int:
     """
     directory, reserve_bytes, ready = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    with hardening.steady_watermarks() as steady:
+        return _run(directory, reserve_bytes, ready, steady)
+
+
+def _run(directory: Path, reserve_bytes: int, ready: int, steady: bool) -> int:
     try:
         counters = _open_counters(directory / "counters")
+        if not steady:
+            text = "vm.watermark_boost_factor cannot be set to 0: this machine may hang when its memory is gone"
+            counters.log(Level.WARNING, time.time_ns(), text)
         engine = _start(directory, reserve_bytes, counters)
     except (StartError, UnsupportedKernel) as error:
         os.write(ready, f"{error}\n".encode())
