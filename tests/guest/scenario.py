@@ -15,6 +15,7 @@ SAFEGUARDS: Final = (
     "realtime",
     "io-flusher",
     "oom-score",
+    "watermarks",
     "small-buffers",
     "heap",
 )

@@ -3,6 +3,7 @@
 On PYTHONPATH of a guest whose scenario asks for it; FUSESWAP_WITHOUT names the safeguards.
 """
 
+import contextlib
 import errno
 import os
 import socket
@@ -31,6 +32,8 @@ def _take_away(safeguard: str) -> None:
             hardening.protect_from_oom = lambda: False
         case "heap":
             hardening.touch_heap = hardening.touch_stack = lambda _size_bytes: None
+        case "watermarks":
+            hardening.steady_watermarks = lambda: contextlib.nullcontext(False)
         case "small-buffers":
             make_socket = transport._make_socket
 
