@@ -111,7 +111,8 @@ def main() -> int:
         Path("/proc/sys", name.replace(".", "/")).write_text(value)
     _up(machine)
     counters = _counters()
-    machine.say("up", memory=_memory(), engine=_engine(counters))
+    boost = int(Path("/proc/sys/vm/watermark_boost_factor").read_text())
+    machine.say("up", memory=_memory(), engine=_engine(counters), watermark_boost_factor=boost)
     libc.lock_memory(libc.MCL_CURRENT | libc.MCL_FUTURE)
     # Children are ordinary processes again.
     os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(2))

@@ -39,6 +39,7 @@ def _lines(run: Run) -> Iterator[str]:
             + (
                 f", policy {event['engine']['policy']}, oom_score_adj {event['engine']['oom_score_adj']}"
                 f", RSS {event['engine']['rss_kib'] / 1024:.1f} MiB, reserve {words['reserve_pages'] * 4} KiB"
+                f", watermark_boost_factor {event['watermark_boost_factor']}"
                 f"; {event['memory']['MemAvailable_kib'] // 1024} MiB available"
             )
         )
