@@ -14,6 +14,7 @@ A page that cannot be read is a SIGBUS, and ends the process by that signal.
 
 import argparse
 import contextlib
+import ctypes
 import json
 import mmap
 import os
@@ -29,6 +30,7 @@ from fuseswap.host.bounded import Hung
 from fuseswap.swap.units import PAGE_SIZE
 
 _STRIDE: Final = 8
+_MCL_CURRENT: Final = 1
 _FIRST_WRONG_MAX: Final = 16
 _REPORT_SECONDS: Final = 0.1
 _CLOCK_PAGES: Final = 64
@@ -96,11 +98,13 @@ class Hog:
 
     def __init__(self, size_bytes: int, *, seed: int, generations: int, report: Callable[[Report], None]) -> None:
         self.pages = size_bytes // PAGE_SIZE
+        self._random = random.Random(seed)
+        self._pool = self._random.randbytes(self.pages * generations * _STRIDE + PAGE_SIZE)
+        # What the hog itself needs is not to be among the pages on trial: it would die of a lost one, not count it.
+        ctypes.CDLL(None).mlockall(_MCL_CURRENT)
         self.memory = mmap.mmap(-1, self.pages * PAGE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError):  # EINVAL: a kernel without huge pages
             self.memory.madvise(mmap.MADV_NOHUGEPAGE)
-        self._random = random.Random(seed)
-        self._pool = self._random.randbytes(self.pages * generations * _STRIDE + PAGE_SIZE)
         self._report = report
         self.wrong_pages = 0
 

@@ -19,9 +19,13 @@ class PlainSwap:
         run("fallocate", "--punch-hole", f"--offset={from_bytes}", f"--length={length}", str(self.file))
 
     def shrink(self, size_bytes: int) -> None:
-        """Cut the file off: what lay behind cannot be read any more (EIO)."""
+        """Cut file and device off: what lay behind cannot be read any more (EIO), nor written.
+
+        With the file alone the next page that goes out behind its end would make it long again, and full of zeros.
+        """
         with self.file.open("r+b") as file:
             file.truncate(size_bytes)
+        run("losetup", "--set-capacity", self.device)
 
 
 @contextmanager
