@@ -74,6 +74,8 @@ def fuseswap_swapped_on(server: GaneshaServer, size_bytes: int) -> Iterator[None
         yield
     finally:
         run([*command, "down", NAME], seconds=120)
+        # fio may have written over the header, and no command would take the file for swap again.
+        (server.export_dir / NAME).unlink(missing_ok=True)
 
 
 @contextmanager
