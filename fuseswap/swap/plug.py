@@ -28,8 +28,9 @@ The rules
    A WRITE does not wait for an earlier READ. What follows: a READ may see a WRITE submitted after it that is
    under way at the server with it, all the more if the READ is sent again after a lost connection or
    continued after a short reply; that WRITE is concurrent with it, so this is allowed; and a READ can never
-   see *less* than it must, because every WRITE before it was finished when it was first sent. Bytes
-   of one page may then come from both sides of such a WRITE; the kernel never reads and writes one swap slot at once (the folio is locked or under writeback).
+   see *less* than it must, because every WRITE before it was finished when it was first sent. Bytes of one
+   page may then come from both sides of such a WRITE; the kernel never reads and writes one swap slot at
+   once (the folio is locked or under writeback).
    After a WRITE failed, the server may hold its old bytes or its new ones; the kernel keeps the page.
 2. **FIFO.** Calls leave in the order of their oldest request. A request joins a call, or stands behind all
    calls queued at that moment; calls ahead of it may grow (to rsize or wsize) or join, but none is added but
