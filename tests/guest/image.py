@@ -1,10 +1,12 @@
 """What the guest boots: a Debian kernel, an initramfs that finds the root, and a root made of this machine.
 
 Nothing is installed: the kernel is a Debian package, downloaded and unpacked; the root file system has this
-machine's busybox, util-linux, Python and libraries, and the packages that fuseswap needs, each at its place.
+machine's busybox, util-linux, Python and libraries, each at its place, and fuseswap with the packages that it
+needs in /guest, wherever the repository and its virtual environment lie here.
 """
 
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -29,6 +31,14 @@ _MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_net", "qemu_fw_cfg", "fus
 _TOOLS: Final = ("losetup", "mkswap", "swapon", "swapoff", "mount", "umount", "setpriv", "choom", "swaplabel")
 _BUSYBOX: Final = "/bin/busybox"
 _LOADER: Final = "/lib64/ld-linux-x86-64.so.2"
+_CODE: Final = "guest"
+"""The folder of the guest's root that PYTHONPATH names."""
+_ENTRANCES: Final = (
+    *("fuseswap.cli.updown", "fuseswap.cli.status", "fuseswap.cli.daemon"),
+    *("fuseswap.engine.main", "fuseswap.engine.supervisor", "fuseswap.backends.nfs", "tests.guest.inside"),
+)
+"""What the guest runs imports these, sooner or later."""
+_COMPILED: Final = shutil.ignore_patterns("__pycache__")
 _LEFT_OUT: Final = shutil.ignore_patterns(
     *("site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip"),
     *("lib2to3", "pydoc_data", "config-*", "*.a"),
@@ -129,9 +139,11 @@ def make_root(path: Path) -> None:
         stage = Path(temporary)
         _make_skeleton(stage)
         _copy_python(stage)
+        _copy_code(stage)
         for tool in _TOOLS:
             _copy(stage, _which(tool))
         _copy_libraries(stage)
+        _try_imports(stage)
         _make_ext4(path, _size_bytes(stage) + (32 << 20), stage)
 
 
@@ -161,66 +173,86 @@ def _make_skeleton(stage: Path) -> None:
     (stage / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
     (stage / "etc/group").write_text("root:x:0:\n")
     (stage / "etc/mtab").symlink_to("/proc/self/mounts")
-    _write_script(stage / "guest/start", _START.replace("@PYTHON@", sys.executable))
-    shutil.copy2(REPOSITORY / "tests/__init__.py", stage / "guest/tests")
-    shutil.copytree(Path(__file__).parent, stage / "guest/tests/guest")
+    _write_script(stage / "guest/start", _START.replace("@PYTHON@", str(_python())))
+
+
+def _python() -> Path:
+    """The interpreter itself, which a virtual environment only links to."""
+    return Path(sys.executable).resolve()
 
 
 def _copy_python(stage: Path) -> None:
-    _copy(stage, Path(sys.executable))
-    if sys.prefix != sys.base_prefix:
-        _copy(stage, Path(sys.prefix, "pyvenv.cfg"))
+    _copy(stage, _python())
     for name in ("stdlib", "platstdlib"):
         library = Path(sysconfig.get_path(name, vars=_base()))
         shutil.copytree(library, _staged(stage, library), ignore=_LEFT_OUT, symlinks=True, dirs_exist_ok=True)
-    packages = Path(sysconfig.get_path("purelib"))
-    for file in _package_files("fuseswap"):
-        if not file.is_absolute() and ".." not in file.parts and (packages / file).exists():
-            _copy(stage, packages / file)
-    installed = _staged(stage, packages) / "fuseswap"
-    shutil.copytree(REPOSITORY / "fuseswap", installed, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def _copy_code(stage: Path) -> None:
+    """fuseswap, this folder, and the packages that fuseswap needs."""
+    code = stage / _CODE
+    for distribution in _requirements("fuseswap"):
+        for file in distribution.files or ():
+            source = Path(str(distribution.locate_file(file)))
+            # Scripts lie outside of site-packages.
+            if ".." not in file.parts and source.exists():
+                _copy_to(code / file, source)
+    shutil.copytree(REPOSITORY / "fuseswap", code / "fuseswap", ignore=_COMPILED)
+    shutil.copytree(REPOSITORY / "tests/guest", code / "tests/guest", ignore=_COMPILED)
+    shutil.copy2(REPOSITORY / "tests/__init__.py", code / "tests")
     # The guest's root is read-only, and compiling there takes seconds at each start of a process.
-    for directory in (installed, stage / "guest"):
-        _output(
-            *(sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"),
-            *("-s", stage, directory),
-        )
+    _output(
+        *(sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"),
+        *("-s", stage, code),
+    )
 
 
 def _base() -> dict[str, str]:
     return {"installed_base": sys.base_prefix, "installed_platbase": sys.base_exec_prefix}
 
 
-def _package_files(name: str) -> set[Path]:
-    """The files of all packages that `name` needs, itself left out, relative to site-packages."""
-    files: set[Path] = set()
-    seen = {name}
+def _requirements(name: str) -> list[importlib.metadata.Distribution]:
+    """All packages that `name` needs, itself left out."""
+    found: dict[str, importlib.metadata.Distribution] = {}
     pending = [name]
     while pending:
-        distribution = importlib.metadata.distribution(pending.pop())
-        if distribution.name != name:
-            files.update(Path(file) for file in distribution.files or ())
-        for requirement in map(Requirement, distribution.requires or ()):
+        for requirement in map(Requirement, importlib.metadata.requires(pending.pop()) or ()):
             wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-            if wanted and requirement.name not in seen:
-                seen.add(requirement.name)
+            if wanted and requirement.name not in found:
+                found[requirement.name] = importlib.metadata.distribution(requirement.name)
                 pending.append(requirement.name)
-    return files
+    return list(found.values())
 
 
 def _copy_libraries(stage: Path) -> None:
-    """What ldd names for every program and shared object of the stage."""
+    """What ldd names for every program and shared object of the stage, and the cache that says where it lies."""
     programs = []
     for staged in stage.rglob("*"):
         if staged.is_file() and not staged.is_symlink() and _is_elf(staged):
             # As it lies on this machine, if it does, so that its RUNPATH leads where it does here.
             original = Path("/", staged.relative_to(stage))
             programs.append(original if original.exists() else staged)
-    # Python's modules for what this machine does not have end in an error, and are not missed.
+    # What ldd does not find is not judged here: Python's modules for what this machine does not have end in an
+    # error, and are not missed. `_try_imports` sees the rest.
     listing = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=False).stdout
     libraries = {Path(found) for found in re.findall(r"=> (/\S+) \(", listing)}
     for library in (*sorted(libraries), Path(_LOADER)):
-        _copy(stage, library)
+        if not library.is_relative_to(stage):
+            _copy(stage, library)
+    # This machine may know folders that are none of the loader's own, as /usr/local/lib.
+    folders = sorted({library.parent for library in libraries})
+    (stage / "etc/ld.so.conf").write_text("".join(f"{folder}\n" for folder in folders))
+    _output("ldconfig", "-r", stage)
+
+
+def _try_imports(stage: Path) -> None:
+    """Let the stage's own Python import what the guest will run: a root that lacks something is refused here."""
+    command = ("chroot", stage, _python(), "-c", f"import {', '.join(_ENTRANCES)}")
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"/{_CODE}", "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise HostError(f"the guest's root cannot run what it has to: {last} (`make setup` may mend that)")
 
 
 def _is_elf(path: Path) -> bool:
@@ -239,6 +271,11 @@ def _copy(stage: Path, path: Path) -> None:
         _copy(stage, path.parent / path.readlink())
     else:
         shutil.copy2(path, staged)
+
+
+def _copy_to(target: Path, source: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source, target)
 
 
 def _staged(stage: Path, path: Path) -> Path:
