@@ -8,15 +8,13 @@ After `harden` the process is locked, its heap is larger than it will need, and 
 import ctypes
 import gc
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from attrs import frozen
 
 from fuseswap.engine import libc
-from fuseswap.host import processes
 
 ENVIRONMENT: Final = {
     "PYTHONMALLOC": "malloc",
@@ -30,7 +28,6 @@ ENVIRONMENT: Final = {
 
 STACK_BYTES: Final = 256 << 10
 REALTIME_PRIORITY: Final = 1
-_WATERMARK_BOOST_FACTOR: Final = Path("/proc/sys/vm/watermark_boost_factor")
 
 
 @frozen
@@ -61,35 +58,6 @@ def harden(heap_bytes: int, *, realtime: bool) -> Hardening:
         oom_protected=protect_from_oom(),
         realtime=realtime and _try(_become_realtime) and os.sched_getscheduler(0) == os.SCHED_FIFO,
     )
-
-
-@contextmanager
-def steady_watermarks() -> Iterator[bool]:
-    """vm.watermark_boost_factor 0 meanwhile; whether it is. Without privilege it stays as it was.
-
-    When the kernel has to mix page types in one block it raises a zone's watermarks, min included, for kswapd to
-    work up to (boost_watermark). On a machine without free memory they then stand above all that is left: the
-    loop worker, which allocates for each request with GFP_NOIO and has no reserve, waits for memory that only
-    its own requests can free, and kswapd waits for the loop worker. The engine that turned it off puts it back
-    if it is the last.
-    """
-    before = _watermark_boost_factor()
-    if before:
-        _try(lambda: _WATERMARK_BOOST_FACTOR.write_text("0"))
-    steady = _watermark_boost_factor() == 0
-    try:
-        yield steady
-    finally:
-        if before and steady and all(pid == os.getpid() for pid in processes.named(processes.ENGINE)):
-            _try(lambda: _WATERMARK_BOOST_FACTOR.write_text(str(before)))
-
-
-def _watermark_boost_factor() -> int:
-    """In units of 1/10,000 of the high watermark; 0 on kernels before 5.0, which do not boost."""
-    try:
-        return int(_WATERMARK_BOOST_FACTOR.read_text())
-    except FileNotFoundError:
-        return 0
 
 
 def touch_heap(size_bytes: int) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 
 from attrs import evolve
 
-from fuseswap.engine import hardening, libc
+from fuseswap.engine import hardening, libc, watermarks
 from fuseswap.engine.engine import Engine, Target
 from fuseswap.engine.memory_target import MemoryTransport
 from fuseswap.engine.private_file import PrivateFile, UnsupportedKernel
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     """
     directory, reserve_bytes, ready = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    with hardening.steady_watermarks() as steady:
+    with watermarks.steady() as steady:
         return _run(directory, reserve_bytes, ready, steady)
 
 

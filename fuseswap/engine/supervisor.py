@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from fuseswap.engine import hardening, libc
+from fuseswap.engine import hardening, libc, watermarks
 from fuseswap.host import fusectl, rundir
 from fuseswap.host.bounded import HostError
 from fuseswap.host.mounts import mount_at, unmount
@@ -48,8 +48,14 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     name = directory.name
     libc.set_title("fuseswap-superv", f"fuseswap-supervisor {name}")
+    # The engine does so itself; here for one that is killed.
+    with watermarks.steady():
+        return _run(directory, reserve_bytes, ready, {"name": name, "activation": activation})
+
+
+def _run(directory: Path, reserve_bytes: int, ready: int, identity: dict[str, Any]) -> int:
     try:
-        counters = make_counters(directory, {"name": name, "activation": activation})
+        counters = make_counters(directory, identity)
         error, engine, stderr = _start_engine(directory, reserve_bytes)
         if not error:
             try:
@@ -68,7 +74,7 @@ def main(arguments: list[str]) -> int:
     counters.words[Word.SUPERVISOR_PID] = os.getpid()
     signal.signal(signal.SIGUSR1, lambda *_: os.write(abort, b"1"))
     hardening.harden(HEAP_BYTES, realtime=False)
-    return _watch(name, engine, stderr, counters)
+    return _watch(directory.name, engine, stderr, counters)
 
 
 def make_counters(directory: Path, identity: dict[str, Any]) -> Counters:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fuseswap.engine import watermarks
 from fuseswap.engine.launch import EngineError, launch
 from fuseswap.host.bounded import HostError, run
 from fuseswap.host.ganesha import Export, GaneshaServer
@@ -227,6 +228,13 @@ def test_its_directory_is_root_s_alone(memory: Running) -> None:
     for pid, title in ((memory.engine_pid, "engine"), (memory.supervisor_pid, "supervisor")):
         assert Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode() == f"fuseswap-{title} {memory.name}"
         assert os.getsid(pid) != os.getsid(0)
+
+
+def test_engine_and_supervisor_both_hold_the_watermarks_steady(memory: Running) -> None:
+    """Each would put them back for the other."""
+    for pid in (memory.engine_pid, memory.supervisor_pid):
+        held = [descriptor.readlink() for descriptor in Path(f"/proc/{pid}/fd").iterdir()]
+        assert watermarks.BOOST_FACTOR in held
 
 
 # --- the end ---

@@ -19,7 +19,7 @@ def _refuse(*_arguments: object) -> None:
 
 
 def _take_away(safeguard: str) -> None:
-    from fuseswap.engine import hardening, libc, transport
+    from fuseswap.engine import hardening, libc, transport, watermarks
 
     match safeguard:
         case "mlockall":
@@ -33,7 +33,7 @@ def _take_away(safeguard: str) -> None:
         case "heap":
             hardening.touch_heap = hardening.touch_stack = lambda _size_bytes: None
         case "watermarks":
-            hardening.steady_watermarks = lambda: contextlib.nullcontext(False)
+            watermarks.steady = lambda: contextlib.nullcontext(False)
         case "small-buffers":
             make_socket = transport._make_socket
 

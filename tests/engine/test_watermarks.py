@@ -1,0 +1,94 @@
+"""Who sets vm.watermark_boost_factor, and who puts it back. On files of the test: the real one is every engine's."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from fuseswap.engine import watermarks
+
+
+@pytest.fixture
+def boost_factor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The sysctl's file as Linux has it."""
+    path = tmp_path / "watermark_boost_factor"
+    path.write_text("15000\n")
+    monkeypatch.setattr(watermarks, "BOOST_FACTOR", path)
+    monkeypatch.setattr(watermarks, "_BEFORE", tmp_path / "before")
+    return path
+
+
+@contextmanager
+def another_process() -> Iterator[int]:
+    """Its pid once the factor is 0 for it; it ends by SIGKILL."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with watermarks.steady():
+            os.write(writer, b"1")
+            signal.pause()
+        os._exit(1)
+    try:
+        os.read(reader, 1)
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(reader)
+        os.close(writer)
+
+
+def test_it_is_0_meanwhile_and_then_what_it_was(boost_factor: Path, tmp_path: Path) -> None:
+    with watermarks.steady() as steady:
+        assert steady
+        assert int(boost_factor.read_text()) == 0
+    assert int(boost_factor.read_text()) == 15000
+    assert list(tmp_path.iterdir()) == [boost_factor]
+
+
+def test_the_last_puts_back_what_the_first_found(boost_factor: Path) -> None:
+    with ExitStack() as second:
+        with watermarks.steady():
+            assert second.enter_context(watermarks.steady())
+        assert int(boost_factor.read_text()) == 0
+    assert int(boost_factor.read_text()) == 15000
+
+
+def test_who_is_left_puts_it_back_for_one_that_was_killed(boost_factor: Path) -> None:
+    with ExitStack() as second:
+        with another_process():
+            second.enter_context(watermarks.steady())
+        assert int(boost_factor.read_text()) == 0
+    assert int(boost_factor.read_text()) == 15000
+
+
+def test_the_next_puts_it_back_if_all_were_killed(boost_factor: Path) -> None:
+    with another_process():
+        pass
+    assert int(boost_factor.read_text()) == 0
+    with watermarks.steady():
+        pass
+    assert int(boost_factor.read_text()) == 15000
+
+
+def test_what_somebody_else_has_set_stays(boost_factor: Path) -> None:
+    with watermarks.steady():
+        boost_factor.write_text("20000\n")
+    assert int(boost_factor.read_text()) == 20000
+
+
+def test_a_factor_of_0_stays(boost_factor: Path) -> None:
+    boost_factor.write_text("0\n")
+    with watermarks.steady() as steady:
+        assert steady
+    assert int(boost_factor.read_text()) == 0
+
+
+def test_a_kernel_that_does_not_boost_is_steady(boost_factor: Path) -> None:
+    boost_factor.unlink()
+    with watermarks.steady() as steady:
+        assert steady
+    assert not boost_factor.exists()
