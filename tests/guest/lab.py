@@ -16,8 +16,6 @@ from tests.guest.qemu import HOST, Boot, Run, boot
 from tests.guest.scenario import MIB, Scenario, Stage
 
 SWAP_BYTES: Final = 1 << 30
-SECONDS_MAX: Final = 1800
-"""Of one run; under emulation, on a machine that does something else besides."""
 
 STAGES: Final[tuple[Stage, ...]] = (
     Stage("one hog of 512 MiB", (512 * MIB,), touches=1000),
@@ -50,13 +48,7 @@ class Lab:
         directory.mkdir()
         url = self.server.url(name).replace("127.0.0.1", HOST)
         try:
-            return boot(
-                self.files,
-                Scenario(url, stages, without, sysctls),
-                directory,
-                seconds_max=SECONDS_MAX,
-                delay_ms=delay_ms,
-            )
+            return boot(self.files, Scenario(url, stages, without, sysctls), directory, delay_ms=delay_ms)
         finally:
             swap_file.unlink()
 

@@ -44,8 +44,8 @@ class Scenario:
     without: tuple[str, ...] = ()
     sysctls: tuple[str, ...] = ()
     """Set before swap is on: NAME=VALUE."""
-    stall_seconds: int = 60
-    """No page in or out and no word from a hog for so long is a hang."""
+    looks_max: int = 60
+    """A hang is no page in or out, and no word from a hog, so many looks in a row; a look takes a second or more."""
 
 
 def to_json(scenario: Scenario) -> str:

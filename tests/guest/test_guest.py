@@ -2,12 +2,12 @@
 
 import pytest
 
-from tests.guest.lab import SECONDS_MAX, lab
+from tests.guest.lab import lab
 from tests.guest.report import HARDENING, describe, oom_kills
 
 
 @pytest.mark.torture
-@pytest.mark.timeout(SECONDS_MAX + 120)
+@pytest.mark.timeout(0)  # The guest's watchdog and the host's see a run that does not move.
 def test_a_machine_out_of_memory_swaps_on_and_every_page_is_right(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
