@@ -115,7 +115,7 @@ def make_initramfs(kernel: Kernel, path: Path) -> None:
         stage = Path(temporary)
         for name in ("bin", "dev", "proc", "sys", "root", "modules"):
             (stage / name).mkdir()
-        shutil.copy2(_which("busybox"), stage / "bin/busybox")
+        shutil.copy2(which("busybox"), stage / "bin/busybox")
         for applet in ("sh", "mount", "insmod", "sleep", "switch_root"):
             (stage / "bin" / applet).symlink_to("busybox")
         for module in kernel.modules:
@@ -141,7 +141,7 @@ def make_root(path: Path) -> None:
         _copy_python(stage)
         _copy_code(stage)
         for tool in _TOOLS:
-            _copy(stage, _which(tool))
+            _copy(stage, which(tool))
         _copy_libraries(stage)
         _try_imports(stage)
         _make_ext4(path, _size_bytes(stage) + (32 << 20), stage)
@@ -165,7 +165,7 @@ def _make_skeleton(stage: Path) -> None:
         (stage / name).symlink_to(f"usr/{name}")
     for name in ("dev", "proc", "sys", "run", "tmp", "var/tmp", "root", "etc", "scratch", "guest/tests"):
         (stage / name).mkdir(parents=True, exist_ok=True)
-    shutil.copy2(_which("busybox"), stage / "usr/bin/busybox")
+    shutil.copy2(which("busybox"), stage / "usr/bin/busybox")
     for applet in _output("busybox", "--list").split():
         if applet != "busybox" and applet not in _TOOLS:
             (stage / "usr/bin" / applet).symlink_to("busybox")
@@ -287,10 +287,11 @@ def _write_script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def _which(name: str) -> Path:
+def which(name: str) -> Path:
+    """Where a program is. HostError if it is missing."""
     found = shutil.which(name)
     if found is None:
-        raise HostError(f"{name} is not installed: make guest installs it")
+        raise HostError(f"{name} is not installed: `sh tools/packages-guest` installs it")
     return Path(found)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from attrs import define, field
 
-from fuseswap.engine import libc
+from fuseswap.engine import libc, watermarks
 from fuseswap.host import hog
 from fuseswap.swap.counters import COUNTERS_BYTES, Counters
 from fuseswap.swap.units import RUN_DIRECTORY
@@ -105,14 +105,13 @@ def main() -> int:
     """The exit code is 0 if every page was right."""
     machine = Machine.open()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    machine.say("boot", kernel=os.uname().release, memory=_memory(), cpus=os.cpu_count())
+    machine.say("boot", kernel=os.uname().release, memory=_memory(), cpus=os.cpu_count(), boost_factor=_boost_factor())
     for setting in machine.scenario.sysctls:
         name, _, value = setting.partition("=")
         Path("/proc/sys", name.replace(".", "/")).write_text(value)
     _up(machine)
     counters = _counters()
-    boost = int(Path("/proc/sys/vm/watermark_boost_factor").read_text())
-    machine.say("up", memory=_memory(), engine=_engine(counters), watermark_boost_factor=boost)
+    machine.say("up", memory=_memory(), engine=_engine(counters), boost_factor=_boost_factor())
     libc.lock_memory(libc.MCL_CURRENT | libc.MCL_FUTURE)
     # Children are ordinary processes again.
     os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(2))
@@ -126,11 +125,9 @@ def main() -> int:
             machine.say("dumped")
             machine.sysrq("b")
     machine.say("log", lines=[record.text for record in counters.log_since(0)])
-    down = subprocess.run(
-        _fuseswap("down", NAME), capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
-    )
-    machine.say("down", code=down.returncode, text=down.stdout + down.stderr, memory=_memory())
-    return 1 if wrong or down.returncode else 0
+    down = _say_command(machine, _fuseswap("down", NAME))
+    machine.say("down", code=down, memory=_memory(), boost_factor=_boost_factor())
+    return 1 if wrong or down else 0
 
 
 def _fuseswap(*arguments: str) -> list[str]:
@@ -143,12 +140,17 @@ def _up(machine: Machine) -> None:
         environment["FUSESWAP_WITHOUT"] = " ".join(machine.scenario.without)
         environment["PYTHONPATH"] += ":/guest/tests/guest/without"
     for command in (_fuseswap("up", machine.scenario.url, "--name", NAME), _fuseswap("status")):
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
-        )
-        machine.say("command", command=command[4:], code=done.returncode, text=done.stdout + done.stderr)
-        if done.returncode:
+        if _say_command(machine, command, environment):
             raise SystemExit(2)
+
+
+def _say_command(machine: Machine, command: list[str], environment: dict[str, str] | None = None) -> int:
+    """Run a command of fuseswap and say what came of it; its exit code."""
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
+    )
+    machine.say("command", command=command[4:], code=done.returncode, text=done.stdout + done.stderr)
+    return done.returncode
 
 
 def _counters() -> Counters:
@@ -178,6 +180,10 @@ def _engine(counters: Counters) -> dict[str, Any]:
 def _memory() -> dict[str, int]:
     fields = _fields(Path("/proc/meminfo").read_text())
     return {f"{name}_kib": fields[name] for name in ("MemTotal", "MemFree", "MemAvailable")}
+
+
+def _boost_factor() -> int:
+    return int(watermarks.BOOST_FACTOR.read_text())
 
 
 def _fields(text: str) -> dict[str, int]:

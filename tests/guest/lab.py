@@ -60,6 +60,7 @@ class Lab:
 @contextmanager
 def lab(kernel_package: str = image.KERNEL_PACKAGE) -> Iterator[Lab]:
     """Build what the guest boots from, and start the server."""
+    image.which("qemu-system-x86_64")
     kernel = image.kernel(kernel_package)
     # On a disk: the NFS server needs file handles, and the swap file would fill a tmpfs.
     with tempfile.TemporaryDirectory(prefix="fuseswap-guest-", dir="/var/tmp") as temporary:

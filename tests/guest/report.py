@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.guest.qemu import Run
 
+CONSOLE_LINES = 12
 HARDENING = ("memory_locked", "io_flusher", "oom_protected", "realtime")
 
 
@@ -39,16 +40,18 @@ def _lines(run: Run) -> Iterator[str]:
             + (
                 f", policy {event['engine']['policy']}, oom_score_adj {event['engine']['oom_score_adj']}"
                 f", RSS {event['engine']['rss_kib'] / 1024:.1f} MiB, reserve {words['reserve_pages'] * 4} KiB"
-                f", watermark_boost_factor {event['watermark_boost_factor']}"
+                f", watermark_boost_factor {event['boost_factor']}"
                 f"; {event['memory']['MemAvailable_kib'] // 1024} MiB available"
             )
         )
     for event in run.of("result"):
         yield from _stage(event)
     for event in run.of("hang"):
-        yield f"HANG: {event['why']}; {event['vmstat']}"
+        yield f"HANG: {event['why']}; {event['vmstat']}; --keep DIR keeps the console, which has every task's stack"
     for event in run.of("down"):
-        yield f"down: exit code {event['code']}"
+        yield f"down: exit code {event['code']}, watermark_boost_factor {event['boost_factor']}"
+    if run.ending in ("failed", "silent"):
+        yield from ("the console's last lines:", *run.console.splitlines()[-CONSOLE_LINES:])
     yield (
         f"{run.ending} in {run.seconds:.0f} s; page allocation failures: {allocation_failures(run)}"
         f", OOM kills: {oom_kills(run)}"

@@ -21,7 +21,7 @@ def test_a_machine_out_of_memory_swaps_on_and_every_page_is_right(
     (up,) = run.of("up")
     words = up["engine"]["words"]
     assert all(words[name] for name in HARDENING), text
-    assert up["watermark_boost_factor"] == 0
+    assert up["boost_factor"] == 0
     results = list(run.of("result"))
     assert len(results) == 2
     for result in results:
@@ -31,3 +31,5 @@ def test_a_machine_out_of_memory_swaps_on_and_every_page_is_right(
         assert after["swapped_kib"] == 0
         assert result["after"]["vmstat"]["pswpout"] > result["before"]["vmstat"]["pswpout"]
     assert oom_kills(run) == 0
+    (boot,), (down,) = run.of("boot"), run.of("down")
+    assert down["boost_factor"] == boot["boost_factor"]
