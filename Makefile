@@ -37,6 +37,7 @@ guest: setup
 
 bench: setup
 	$(PY) bench/run.py
+	$(PY) bench/mount.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info fuseswap/backends/nfs/_libnfs.*

@@ -2,12 +2,13 @@
  * The limit: what one connection to this server can do, with no FUSE, no loop device and no Python in the way.
  *
  * Reads or writes blocks of a file on an NFSv3 server through libnfs's asynchronous API, a fixed number of them
- * outstanding, for some seconds. The file is opened O_SYNC, so that each WRITE asks for FILE_SYNC: the same
- * promise that a page of swap needs.
+ * outstanding, for some seconds, or once through the file if SECONDS is 0. For `write` the file is opened O_SYNC,
+ * so that each WRITE asks for FILE_SYNC: the same promise that a page of swap needs. `unstable` writes as ordinary
+ * files are written: UNSTABLE, and one COMMIT at the end, which is part of its time.
  *
- *     limit URL read|write random|sequential BLOCK_BYTES DEPTH SECONDS FILE_BYTES
+ *     limit URL read|write|unstable random|sequential BLOCK_BYTES DEPTH SECONDS FILE_BYTES
  *
- * The file must exist and hold FILE_BYTES. Prints one JSON object.
+ * The file must exist, and hold FILE_BYTES if it is to be read. Prints one JSON object.
  */
 #include <fcntl.h>
 #include <poll.h>
@@ -26,6 +27,7 @@ struct run {
 	struct nfsfh *file;
 	bool write;
 	bool random;
+	bool once;
 	uint64_t block_bytes;
 	uint64_t blocks;	/* in the file */
 	uint64_t next;		/* sequential: the block to come */
@@ -98,7 +100,9 @@ static void finished(int result, struct nfs_context *nfs, void *data, void *priv
 		return;
 	}
 	record(run, call->start, end);
-	if (seconds_of(end) < run->end && !run->failure)
+	if (run->failure)
+		return;
+	if (run->once ? run->next < run->blocks : seconds_of(end) < run->end)
 		issue(call);
 }
 
@@ -166,6 +170,7 @@ static int fail(const char *what, const char *why)
 int main(int argc, char **argv)
 {
 	struct run run = { .random_state = UINT64_C(0x9E3779B97F4A7C15) };
+	bool unstable;
 	unsigned depth;
 	double seconds;
 	struct nfs_url *url;
@@ -173,14 +178,16 @@ int main(int argc, char **argv)
 	struct timespec start;
 
 	if (argc != 8) {
-		fprintf(stderr, "usage: limit URL read|write random|sequential BLOCK_BYTES DEPTH SECONDS FILE_BYTES\n");
+		fprintf(stderr, "usage: limit URL read|write|unstable random|sequential BLOCK_BYTES DEPTH SECONDS FILE_BYTES\n");
 		return 2;
 	}
-	run.write = !strcmp(argv[2], "write");
+	unstable = !strcmp(argv[2], "unstable");
+	run.write = unstable || !strcmp(argv[2], "write");
 	run.random = !strcmp(argv[3], "random");
 	run.block_bytes = strtoull(argv[4], NULL, 10);
 	depth = (unsigned)strtoul(argv[5], NULL, 10);
 	seconds = strtod(argv[6], NULL);
+	run.once = seconds == 0;
 	run.blocks = run.block_bytes ? strtoull(argv[7], NULL, 10) / run.block_bytes : 0;
 	if (!run.blocks || !depth)
 		return fail(argv[7], "holds no block");
@@ -193,7 +200,7 @@ int main(int argc, char **argv)
 		return fail(argv[1], nfs_get_error(run.nfs));
 	if (nfs_mount(run.nfs, url->server, url->path))
 		return fail(argv[1], nfs_get_error(run.nfs));
-	if (nfs_open(run.nfs, url->file, O_RDWR | O_SYNC, &run.file))
+	if (nfs_open(run.nfs, url->file, unstable ? O_RDWR : O_RDWR | O_SYNC, &run.file))
 		return fail(argv[1], nfs_get_error(run.nfs));
 	if (run.block_bytes > (run.write ? nfs_get_writemax(run.nfs) : nfs_get_readmax(run.nfs)))
 		return fail(argv[4], "above the server's transfer size");
@@ -214,10 +221,12 @@ int main(int argc, char **argv)
 	}
 	start = now();
 	run.end = seconds_of(start) + seconds;
-	for (unsigned i = 0; i < depth; i++)
+	for (unsigned i = 0; i < depth && (!run.once || i < run.blocks); i++)
 		issue(&calls[i]);
 	if (serve(&run) || !run.done)
 		return fail(argv[1], run.failure);
+	if (unstable && nfs_fsync(run.nfs, run.file))
+		return fail(argv[1], nfs_get_error(run.nfs));
 	seconds = seconds_of(now()) - seconds_of(start);
 
 	qsort(run.latency_ns, run.done, sizeof(*run.latency_ns), ascending);

@@ -32,6 +32,8 @@ MIB: Final = 1 << 20
 SWAP_LOCK: Final = Path("/run/lock/fuseswap-swap.lock")
 ZSWAP: Final = Path("/sys/module/zswap/parameters/enabled")
 
+TEXT_COLUMNS: Final = ("pattern", "workload", "side", "swap on", "speed beside")
+
 console = Console(stderr=True)
 
 
@@ -205,7 +207,7 @@ def print_tables(results: dict[str, Any]) -> None:
 def new_table(*columns: str) -> Table:
     table = Table(box=MARKDOWN)
     for column in columns:
-        table.add_column(column, justify="left" if column in ("pattern", "side", "swap on") else "right")
+        table.add_column(column, justify="left" if column in TEXT_COLUMNS else "right")
     return table
 
 

@@ -52,14 +52,20 @@ def fill(file: Path, size_bytes: int) -> None:
         os.fsync(out.fileno())
 
 
-@contextmanager
-def limit_io(server: GaneshaServer, size_bytes: int) -> Iterator[Measure]:
+def limit_program() -> Path:
+    """bench/limit.c, compiled if need be."""
     program = HERE / "limit"
     source = HERE / "limit.c"
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         flags = run(["pkg-config", "--cflags", "--libs", "libnfs"]).split()
         options = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra")
         run(["cc", *options, "-o", str(program), str(source), *flags])
+    return program
+
+
+@contextmanager
+def limit_io(server: GaneshaServer, size_bytes: int) -> Iterator[Measure]:
+    program = limit_program()
     fill(server.export_dir / "limit", size_bytes)
     yield lambda pattern, seconds: limit(program, server.url("limit"), pattern, seconds, size_bytes)
 
