@@ -24,9 +24,7 @@ class Event(Enum):
     DEACTIVATE = "deactivate"
     """Somebody asks for swap_deactivate."""
     CLEAR = "clear"
-    """The mark is gone."""
-    KEEP = "keep"
-    """The mark could not be cleared: the file stays guarded."""
+    """The mark is gone; or the server is, and the mark stays as this machine's own."""
 
 
 TRANSITIONS: Final[Mapping[tuple[FileState, Event], FileState]] = MappingProxyType(
@@ -37,7 +35,6 @@ TRANSITIONS: Final[Mapping[tuple[FileState, Event], FileState]] = MappingProxyTy
         (FileState.ORDINARY, Event.ADOPT): FileState.ACTIVE,
         (FileState.ACTIVE, Event.DEACTIVATE): FileState.DEACTIVATING,
         (FileState.DEACTIVATING, Event.CLEAR): FileState.ORDINARY,
-        (FileState.DEACTIVATING, Event.KEEP): FileState.ACTIVE,
     }
 )
 """Every transition there is."""

@@ -17,7 +17,7 @@ class SwapFileLife(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.state = FileState.ORDINARY
-        self.marked = False
+        self.served = False
 
     @precondition(lambda self: self.state is FileState.ORDINARY)
     @rule(granted=st.booleans())
@@ -25,20 +25,20 @@ class SwapFileLife(RuleBasedStateMachine):
         self.state = next_state(self.state, Event.ACTIVATE)
         assert self.state is FileState.ACTIVATING
         self.state = next_state(self.state, Event.GRANT if granted else Event.REFUSE)
-        self.marked = granted
+        self.served = granted
 
     @precondition(lambda self: self.state is FileState.ACTIVE)
-    @rule(cleared=st.booleans())
-    def deactivate(self, cleared: bool) -> None:
+    @rule()
+    def deactivate(self) -> None:
         self.state = next_state(self.state, Event.DEACTIVATE)
-        self.state = next_state(self.state, Event.CLEAR if cleared else Event.KEEP)
-        self.marked = not cleared
+        self.state = next_state(self.state, Event.CLEAR)
+        self.served = False
 
     @rule()
     def restart(self) -> None:
         """The filesystem process forgets all, and learns from the engines' counters what is active."""
         self.state = FileState.ORDINARY
-        if self.marked:
+        if self.served:
             self.state = next_state(self.state, Event.ADOPT)
 
     @rule(event=st.sampled_from(Event))
@@ -50,9 +50,9 @@ class SwapFileLife(RuleBasedStateMachine):
         assert caught.value.errno == (EBUSY if event in (Event.ACTIVATE, Event.ADOPT) else EINVAL)
 
     @invariant()
-    def guarded_while_marked(self) -> None:
-        assert (self.state is FileState.ACTIVE) == self.marked
-        assert bool(verdict(Operation.WRITE, self.state)) == self.marked
+    def guarded_while_served(self) -> None:
+        assert (self.state is FileState.ACTIVE) == self.served
+        assert bool(verdict(Operation.WRITE, self.state)) == self.served
 
 
 TestSwapFileLife = SwapFileLife.TestCase
