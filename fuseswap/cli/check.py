@@ -3,32 +3,36 @@
 import errno
 import json
 import os
-import stat
-from pathlib import Path
 from typing import Any
 
+from attrs import evolve
+
 from fuseswap.backends.protocol import Backend, Caller
+from fuseswap.cli import recursion
 from fuseswap.cli.backend_run import with_source
 from fuseswap.cli.failure import Exit, Failure
-from fuseswap.cli.source import split_file_url
+from fuseswap.cli.local_facts import local_facts
+from fuseswap.cli.source import join_url, split_file_url
 from fuseswap.filesystem.facts import gather_facts
 from fuseswap.host import xattr
 from fuseswap.host.bounded import HostError, call
 from fuseswap.swap.activation import (
     CHECK_MARK,
+    CHECK_RECURSION,
     CheckReport,
-    DataRange,
-    FileFacts,
+    Outcome,
     check_report,
     describe_mark,
     is_mark_of,
+    plain_error,
 )
+from fuseswap.swap.errors import ContractError
 from fuseswap.swap.header import Mark
 from fuseswap.swap.target import ActivationRequest
-from fuseswap.swap.units import PAGE_SIZE, XATTR_CHECK
+from fuseswap.swap.units import XATTR_CHECK
 
 _SECONDS = 30.0
-_LOCAL_TRANSFER_BYTES = 1 << 20
+_EXTENTS_SHOWN = 8
 
 Report = dict[str, Any]
 """`CheckReport.to_plain`."""
@@ -39,12 +43,13 @@ def check_path(path: str, request: ActivationRequest) -> Report:
     located = xattr.locate(path, seconds=_SECONDS)
     try:
         if located is not None:
-            return _mounted_report(located.path, request)
+            report = _mounted_report(located.path, request)
+            return _without_recursion(report, join_url(located.mount.source, located.below))
         hang = f"{path}: it does not answer within {_SECONDS:g} s"
-        facts = call(lambda: _local_facts(path), what=hang, seconds=_SECONDS)
+        facts = call(lambda: local_facts(path), what=hang, seconds=_SECONDS)
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}") from None
-    return check_report(facts, request).to_plain()
+    return check_report(evolve(facts, stands_on=recursion.below(path)), request).to_plain()
 
 
 def check_url(url: str, request: ActivationRequest) -> Report:
@@ -57,7 +62,7 @@ def check_url(url: str, request: ActivationRequest) -> Report:
         return check_report(await gather_facts(backend, handle, caller, active=False), request)
 
     try:
-        return with_source(directory, work).to_plain()
+        return _without_recursion(with_source(directory, work).to_plain(), url)
     except OSError as error:
         number = error.errno or errno.EIO
         if number == errno.ENOENT:
@@ -89,6 +94,30 @@ def refusal(path: str, report: Report) -> Failure | None:
     return Failure(f"{path}: {error['text']} ({error['errno_name']}); {remedy}", Exit.REFUSED)
 
 
+def describe(report: Report) -> list[str]:
+    """The report in lines: each check, the header, the extents; what failed with its reason."""
+    lines = []
+    for result in report["checks"]:
+        failed = result["outcome"] == Outcome.FAILED.value
+        lines.append(f"{result['outcome']:14} {result['step']}" + (f": {result['why']}" if failed else ""))
+    header, activation = report["header"], report["activation"]
+    if header is not None:
+        lines.append(
+            f"header         version {header['version']}, {header['byte_order']}-endian,"
+            f" last page {header['last_page']}, {len(header['bad_pages'])} bad pages,"
+            f" UUID {header['uuid']}, label {header['label']!r}"
+        )
+    if activation is not None:
+        lines.append(f"extents        {activation['extent_count']}, across {activation['span']} pages")
+        if activation["fs_ops"]:
+            return [*lines, "               slot n is page n of the file: fuseswap does the I/O"]
+        shown = activation["extents"][:_EXTENTS_SHOWN]
+        lines += [f"               slots {start} to {start + count - 1} at page {at}" for start, count, at in shown]
+        if activation["extent_count"] > len(shown):
+            lines.append("               ...")
+    return lines
+
+
 def _mounted_report(path: str, request: ActivationRequest) -> Report:
     text = xattr.read(path, XATTR_CHECK, seconds=_SECONDS)
     if text is None:
@@ -97,55 +126,21 @@ def _mounted_report(path: str, request: ActivationRequest) -> Report:
     mark = report["mark"]
     if report["error"] is None and mark is not None and not is_mark_of(Mark(**mark), request):
         # Whose machine asks is not known there.
-        error = CHECK_MARK.refusal(owner=describe_mark(Mark(**mark)))
-        report["error"] = {
-            "errno": error.errno,
-            "errno_name": error.errno_name,
-            "step": error.step,
-            "text": error.text,
-            "kernel_text": error.kernel_text,
-            "own": error.own,
-            "remedy": error.remedy,
-        }
-        report["verdict"] = error.errno_name
+        _refuse(report, CHECK_MARK.refusal(owner=describe_mark(Mark(**mark))))
     return report
 
 
-def _local_facts(path: str) -> FileFacts:
-    status = Path(path).stat()
-    page = None
-    ranges = None
-    if stat.S_ISREG(status.st_mode):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            page = os.pread(descriptor, PAGE_SIZE, 0)
-            ranges = _data_ranges(descriptor, status.st_size)
-        finally:
-            os.close(descriptor)
-    return FileFacts(
-        mode=status.st_mode,
-        size_bytes=status.st_size,
-        allocated_bytes=status.st_blocks * 512,
-        header_page=page,
-        read_bytes_max=_LOCAL_TRANSFER_BYTES,
-        write_bytes_max=_LOCAL_TRANSFER_BYTES,
-        has_swap_rw=False,
-        read_only=not os.access(path, os.W_OK),
-        nlink=status.st_nlink,
-        data_ranges=ranges,
-    )
+def _without_recursion(report: Report, url: str) -> Report:
+    """The report, with the check that only this side can make: what the file stands on."""
+    stands_on = report["facts"]["stands_on"] = recursion.below(url)
+    if stands_on and report["error"] is None:
+        _refuse(report, CHECK_RECURSION.refusal(what=stands_on))
+    return report
 
 
-def _data_ranges(descriptor: int, size: int) -> tuple[DataRange, ...]:
-    ranges = []
-    offset = 0
-    while offset < size:
-        try:
-            start = os.lseek(descriptor, offset, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                break
-            raise
-        offset = os.lseek(descriptor, start, os.SEEK_HOLE)
-        ranges.append(DataRange(start, offset))
-    return tuple(ranges)
+def _refuse(report: Report, error: ContractError) -> None:
+    report["error"] = plain_error(error)
+    report["verdict"] = error.errno_name
+    for result in report["checks"]:
+        if result["step"] == error.step:
+            result["outcome"] = Outcome.FAILED.value

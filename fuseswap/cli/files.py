@@ -7,7 +7,7 @@ from typing import Any
 
 from fuseswap.cli import check as checking
 from fuseswap.cli import mount as mounting
-from fuseswap.cli import preflight
+from fuseswap.cli import preflight, recursion
 from fuseswap.cli.failure import Exit, Failure
 from fuseswap.cli.interrupts import Interrupts
 from fuseswap.cli.ordinary import this_machine
@@ -76,6 +76,7 @@ def _create(file: str, size_bytes: int) -> bool:
     from fuseswap.cli.create import create_local
 
     if is_url(file):
+        recursion.require_none(file)
         return create_in_source(*split_file_url(file), size_bytes, file)
     try:
         located = xattr.locate(file, seconds=_LOOK_SECONDS)
@@ -84,10 +85,12 @@ def _create(file: str, size_bytes: int) -> bool:
     if located is not None:
         # Straight to its server: a big file need not pass through the mount.
         url = join_url(located.mount.source, located.below)
+        recursion.require_none(url)
         return create_in_source(*split_file_url(url), size_bytes, file)
     path = Path(absolute(file))
     if not path.name:
         raise Failure(f"{file} names no file", Exit.USAGE)
+    recursion.require_none(str(path))
     return create_local(str(path.parent), path.name, size_bytes, file)
 
 
@@ -101,12 +104,14 @@ def check(arguments: Any, _interrupts: Interrupts) -> Exit:
     if arguments.json:
         say(json.dumps(report, indent=2))
     else:
-        for result in report["checks"]:
-            say(f"{result['outcome']:12} {result['step']}")
+        for line in checking.describe(report):
+            say(line)
     refusal = checking.refusal(arguments.file, report)
     if refusal is not None:
         raise refusal
     if not arguments.json:
         activation, facts = report["activation"], report["facts"]
         say(f"{arguments.file}: ok: {format_size(facts['size_bytes'])}, {activation['pages']} pages of swap")
+        if not activation["fs_ops"]:
+            say(f"The kernel swaps to it without fuseswap: swapon {arguments.file}")
     return Exit.DONE

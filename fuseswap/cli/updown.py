@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from fuseswap.cli import preflight
+from fuseswap.cli import preflight, recursion
 from fuseswap.cli.active import Plan, build_steps, remove_steps
 from fuseswap.cli.failure import Exit, Failure
 from fuseswap.cli.interrupts import Interrupted, Interrupts
@@ -27,6 +27,8 @@ _LOOK_SECONDS = 10.0
 def up(arguments: Any, interrupts: Interrupts) -> Exit:
     """`fuseswap up URL [--size S] [--priority N] [--name NAME] [--steal]`."""
     _, file_name = split_file_url(arguments.url)
+    if arguments.url.startswith("file:"):
+        raise Failure(f"{arguments.url}: the kernel swaps to a local file without fuseswap: swapon FILE", Exit.REFUSED)
     name = arguments.name or _name_of(file_name)
     preflight.require_swapping()
     if not _already(arguments.url):
@@ -59,6 +61,7 @@ def bring_up(
 
     directory, file_name = split_file_url(url)
     say(f"{name}: looking for {url}")
+    recursion.require_none(url)
     create(directory, file_name, size_bytes, url)
     file = str(rundir.filesystem_mountpoint(name) / file_name)
     with _lock():
@@ -78,6 +81,7 @@ def on(arguments: Any, interrupts: Interrupts) -> Exit:
     located = _locate(arguments.file)
     name = arguments.name or _name_of(Path(located.path).name)
     url = join_url(located.mount.source, located.below)
+    recursion.require_none(url)
     with _lock():
         if not _already(url):
             _turn_on(Plan(name, located.path, priority=arguments.priority, steal=arguments.steal), url, interrupts)

@@ -11,6 +11,8 @@ from fuseswap.host.procfs import read_table, unescape
 
 FILESYSTEM_TYPE = "fuse.fuseswap"
 """The ordinary mount, as /proc/self/mountinfo names it."""
+ENGINE_TYPE = "fuse.fuseswap-engine"
+"""The engine's private mount."""
 
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8

@@ -15,21 +15,24 @@ Nothing is looked up here: a backend reports `FileFacts`, and `swap_activate` ju
 import json
 from collections.abc import Iterator
 from enum import Enum
-from errno import EBUSY, EINVAL, EIO, EISDIR, ENOENT, ENXIO, EROFS
-from stat import S_ISDIR, S_ISREG, S_ISSOCK
+from errno import EBUSY, EDEADLK, EINVAL, EIO, EISDIR, ENOENT, ENXIO, EPERM, EROFS
+from stat import S_ISBLK, S_ISDIR, S_ISREG, S_ISSOCK
 from typing import Any, Final
 
 from attrs import asdict, frozen
 
 from fuseswap.swap.errors import Check, ContractError
 from fuseswap.swap.extents import (
+    CHECK_BAD_PAGE,
     CHECK_EMPTY,
     CHECK_HOLES,
     EXTENT_CHECKS,
     FILL_FILE,
+    MAPPING_CHECKS,
     Layout,
     Mapping,
     SwapExtent,
+    device_extents,
     fs_ops_extents,
     iomap_extents,
 )
@@ -68,6 +71,14 @@ CHECK_READ_ONLY: Final = Check(
     why="Pages must be written; a read-only loop device would pass swapon and then lose every one of them.",
     text="cannot be written",
     remedy="mount and export it read-write",
+)
+CHECK_IMMUTABLE: Final = Check(
+    step="immutable",
+    errno=EPERM,
+    imposed_by="may_open",
+    why="swapon opens the file for writing anywhere, which chattr's +i and +a forbid to root, too.",
+    text="is immutable or append-only",
+    remedy="take the attribute away: chattr -i -a FILE",
 )
 CHECK_UNLINKED: Final = Check(
     step="unlinked",
@@ -142,10 +153,19 @@ CHECK_MARK: Final = Check(
     text="in use as swap by another machine: {owner}",
     remedy="swap it off there; if that machine is gone for good, take the file over with --steal",
 )
+CHECK_RECURSION: Final = Check(
+    step="recursion",
+    errno=EDEADLK,
+    imposed_by="fuseswap",
+    why="A page that goes out would wait for a mount, or for memory, that waits for that page.",
+    text="{what}",
+    remedy="use a file that depends on nothing of fuseswap on this machine",
+)
 ACTIVATION_CHECKS: Final = (
     CHECK_DIRECTORY,
     CHECK_SOCKET,
     CHECK_READ_ONLY,
+    CHECK_IMMUTABLE,
     CHECK_UNLINKED,
     CHECK_ACTIVE,
     CHECK_REGULAR,
@@ -159,6 +179,7 @@ ACTIVATION_CHECKS: Final = (
     CHECK_TRANSFER,
     CHECK_BOOT_BLOCK,
     CHECK_MARK,
+    CHECK_RECURSION,
 )
 """All checks, in order."""
 
@@ -194,11 +215,21 @@ class FileFacts:
     has_swap_rw: bool = True
     read_only: bool = False
     """Whether the mount or the export refuses writes."""
+    immutable: bool = False
+    """Whether chattr's +i or +a refuses them."""
     nlink: int = 1
+    stands_on: str = ""
+    """What of fuseswap, or of memory, lies below it on this machine, in words; empty if nothing does."""
     data_ranges: tuple[DataRange, ...] | None = None
     """Ascending; None where the backend cannot tell."""
     mappings: tuple[Mapping, ...] | None = None
-    """Where the blocks of a file without swap_rw lie (FIEMAP); None where the kernel would not swap by them."""
+    """Where the blocks of a file without swap_rw lie (FIEMAP), of a block device all in one; None where the
+    kernel would not swap by them."""
+
+    @property
+    def is_device(self) -> bool:
+        """Whether it is a block device of this machine: the kernel swaps to all of it (setup_swap_extents)."""
+        return S_ISBLK(self.mode) and self.mappings is not None
 
 
 @frozen
@@ -233,6 +264,8 @@ def swap_activate(facts: FileFacts, request: ActivationRequest | None = None) ->
     if facts.has_swap_rw:
         _check_own(facts)
         stolen_from = _check_mark(facts, request)
+    if facts.stands_on:
+        raise CHECK_RECURSION.refusal(what=facts.stands_on)
     return Verdict(facts.has_swap_rw, layout.pages, layout.extents, layout.span, header, stolen_from)
 
 
@@ -243,18 +276,20 @@ def _check_open(facts: FileFacts) -> None:
         raise CHECK_SOCKET.refusal()
     if facts.read_only and S_ISREG(facts.mode):
         raise CHECK_READ_ONLY.refusal()
+    if facts.immutable:
+        raise CHECK_IMMUTABLE.refusal()
     if facts.nlink == 0:
         raise CHECK_UNLINKED.refusal()
     if facts.active:
         raise CHECK_ACTIVE.refusal()
-    if not S_ISREG(facts.mode):
+    if not S_ISREG(facts.mode) and not facts.is_device:
         raise CHECK_REGULAR.refusal()
 
 
 def _check_header(facts: FileFacts) -> SwapHeader:
     if facts.header_page is None:
         raise CHECK_READ.refusal()
-    return parse_header(facts.header_page, facts.size_bytes, regular=True)
+    return parse_header(facts.header_page, facts.size_bytes, regular=not facts.is_device)
 
 
 def _setup_extents(facts: FileFacts, header: SwapHeader) -> Layout:
@@ -263,8 +298,11 @@ def _setup_extents(facts: FileFacts, header: SwapHeader) -> Layout:
         return fs_ops_extents(header.pages_max)
     if facts.mappings is None:
         raise CHECK_SWAP_RW.refusal()
-    layout = iomap_extents(facts.size_bytes, header.pages_max, facts.mappings)
-    if layout.pages == 0:
+    if facts.is_device:
+        layout = device_extents(header.pages_max, header.bad_pages)
+    else:
+        layout = iomap_extents(facts.size_bytes, header.pages_max, facts.mappings)
+    if layout.pages <= 0:
         raise CHECK_EMPTY.refusal()
     return layout
 
@@ -304,12 +342,11 @@ def _check_mark(facts: FileFacts, request: ActivationRequest | None) -> Mark | N
 def is_mark_of(mark: Mark, request: ActivationRequest) -> bool:
     """Whether the machine that asks has left this mark, at this boot or an earlier one.
 
-    Clones of an image share its machine-id. Another boot under another host name is taken for a clone.
+    Clones of an image share its machine-id, and containers of one machine share the boot-id, too: only the host
+    name tells them apart. So a machine that was renamed in between is taken for another. Never fails.
     """
-    if mark.machine_id != request.machine_id:
-        return False
     renamed = bool(mark.host and request.host) and mark.host != request.host
-    return mark.boot_id == request.boot_id or not renamed
+    return mark.machine_id == request.machine_id and not renamed
 
 
 def describe_mark(mark: Mark) -> str:
@@ -332,6 +369,9 @@ class Outcome(Enum):
     PASSED = "passed"
     FAILED = "failed"
     NOT_REACHED = "not reached"
+    """A check before it failed."""
+    NOT_APPLICABLE = "not applicable"
+    """It is not made of a file of this kind."""
 
 
 @frozen
@@ -364,7 +404,7 @@ class CheckReport:
             "mark": asdict(self.mark) if self.mark else None,
             "checks": [_plain_result(result) for result in self.checks],
             "activation": _plain_verdict(self.verdict) if self.verdict else None,
-            "error": _plain_error(self.error) if self.error else None,
+            "error": plain_error(self.error) if self.error else None,
         }
 
     def to_json(self) -> str:
@@ -399,15 +439,18 @@ def _results(facts: FileFacts, error: ContractError | None) -> Iterator[CheckRes
             yield CheckResult(check, Outcome.FAILED)
             outcome = Outcome.NOT_REACHED
         else:
-            yield CheckResult(check, Outcome.NOT_REACHED if check in skipped else outcome)
+            yield CheckResult(check, Outcome.NOT_APPLICABLE if check in skipped else outcome)
 
 
 def _inapplicable(facts: FileFacts) -> set[Check]:
     """Checks that are not made of a file of this kind: SWP_FS_OPS or not."""
     if facts.has_swap_rw:
         return set(EXTENT_CHECKS)
-    skipped = {CHECK_ALLOCATED, CHECK_HOLES, *(check for check in ACTIVATION_CHECKS if check.own)}
-    return skipped | {CHECK_SWAP_RW} if facts.mappings is not None else skipped | set(EXTENT_CHECKS)
+    skipped = {CHECK_ALLOCATED, CHECK_HOLES, *(check for check in ACTIVATION_CHECKS if check.own)} - {CHECK_RECURSION}
+    if facts.mappings is None:
+        return skipped | set(EXTENT_CHECKS)
+    of_other_kind = MAPPING_CHECKS if facts.is_device else (CHECK_BAD_PAGE,)
+    return skipped | {CHECK_SWAP_RW, *of_other_kind}
 
 
 def _readable_header(page: bytes) -> SwapHeader | None:
@@ -463,7 +506,8 @@ def _plain_verdict(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _plain_error(error: ContractError) -> dict[str, Any]:
+def plain_error(error: ContractError) -> dict[str, Any]:
+    """A refusal as JSON's objects, as in a report. Never fails."""
     return {
         "errno": error.errno,
         "errno_name": error.errno_name,

@@ -1,13 +1,17 @@
 """Refusals of the swap-file contract: by which check, with which errno, and what mends it."""
 
-from errno import EOPNOTSUPP, errorcode
+from errno import EDEADLK, EOPNOTSUPP, errorcode
+from typing import Final
 
 from attrs import frozen
 
+_KERNEL_NAMES: Final = {EOPNOTSUPP: "EOPNOTSUPP", EDEADLK: "EDEADLK"}
+"""Where the C library has a second name."""
+
 
 def errno_name(errno: int) -> str:
-    """`EINVAL` and its like; the kernel's EOPNOTSUPP where the C library has a second name."""
-    return "EOPNOTSUPP" if errno == EOPNOTSUPP else errorcode[errno]
+    """`EINVAL` and its like, as the kernel calls it."""
+    return _KERNEL_NAMES.get(errno, errorcode[errno])
 
 
 @frozen

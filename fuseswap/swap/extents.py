@@ -15,7 +15,7 @@ Terms: a swap extent is (start_page, page_count, start_block), the block in unit
 the disk, header excluded; the kernel logs it as `across`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from errno import EINVAL
 from typing import Final
 
@@ -43,6 +43,14 @@ CHECK_EMPTY: Final = Check(
     text="Empty swap-file",
     remedy="make the file anew, larger: fuseswap create FILE --size SIZE",
     kernel_text=True,
+)
+CHECK_BAD_PAGE: Final = Check(
+    step="bad-page",
+    errno=EINVAL,
+    imposed_by="setup_swap_map",
+    why="The header page is none that could be bad, and a page behind the last does not exist.",
+    text="header lists page {page} as bad, and the area has pages 1 to {last}",
+    remedy="write a header: mkswap FILE",
 )
 CHECK_UNALLOCATED: Final = Check(
     step="unallocated",
@@ -82,8 +90,10 @@ CHECK_USABLE_PAGE: Final = Check(
 )
 
 
-EXTENT_CHECKS: Final = (CHECK_INLINE, CHECK_UNALLOCATED, CHECK_SHARED, CHECK_USABLE_PAGE, CHECK_EMPTY)
+MAPPING_CHECKS: Final = (CHECK_INLINE, CHECK_UNALLOCATED, CHECK_SHARED, CHECK_USABLE_PAGE)
 """Of a file that the kernel swaps to by block numbers; the first three are made of each mapping in turn."""
+EXTENT_CHECKS: Final = (*MAPPING_CHECKS, CHECK_BAD_PAGE, CHECK_EMPTY)
+"""Where the kernel swaps by block numbers: files, and block devices."""
 
 
 @frozen
@@ -144,6 +154,17 @@ def fs_ops_extents(pages_max: int) -> Layout:
     """The layout where the file system does the I/O (nfs_swap_activate): one extent, never an error."""
     pages = pages_max - 1
     return Layout((SwapExtent(0, pages_max, 0),), pages, pages, 1)
+
+
+def device_extents(pages_max: int, bad_pages: Sequence[int]) -> Layout:
+    """The layout of a block device (setup_swap_extents): one extent, of which the bad pages are no slots.
+
+    ContractError EINVAL: a bad page that the area does not have.
+    """
+    for page in bad_pages:
+        if not 0 < page < pages_max:
+            raise CHECK_BAD_PAGE.refusal(page=page, last=pages_max - 1)
+    return Layout((SwapExtent(0, pages_max, 0),), pages_max - 1 - len(bad_pages), pages_max - 1, 1)
 
 
 def generic_extents(

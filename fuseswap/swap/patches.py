@@ -102,6 +102,7 @@ PATCHES: Final = (
         " without it is refused with EINVAL.",
         (
             f"{_PAGE}::test_pages_move_while_the_filesystem_stands_still",
+            f"{_PAGE}::test_a_stuck_chmod_delays_no_page",
             "tests/filesystem/test_activation.py::test_memory_has_no_swap_rw",
         ),
     ),
@@ -187,7 +188,7 @@ PATCHES: Final = (
         "Ordinary writes are refused on one mount while swap writes on another: no check, no lock and no inode is"
         " shared.",
         (
-            f"{_PAGE}::test_pages_move_while_the_filesystem_stands_still",
+            f"{_PAGE}::test_a_stuck_chmod_delays_no_page",
             "tests/contract/test_silent_server.py::test_answers_by_descriptor_within_10_ms",
             "tests/filesystem/test_activation.py::test_an_active_file_is_guarded",
         ),

@@ -27,17 +27,8 @@ _FIBMAP = 1
 _FICLONE = 0x40049409
 _FICLONERANGE = 0x4020940D
 _FIDEDUPERANGE = 0xC0189436
-_FIEMAP = 0xC020660B
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
-
-_FIEMAP_HEAD = struct.Struct("=QQIIII")
-_FIEMAP_EXTENT = struct.Struct("=QQQQQIIII")
-_FIEMAP_EXTENTS_MAX = 64
-FIEMAP_SYNC = 1
-FIEMAP_EXTENT_LAST = 1
-FIEMAP_EXTENT_INLINE = 0x200
-FIEMAP_EXTENT_SHARED = 0x2000
 
 
 def _check(result: int, path: Path | None = None) -> int:
@@ -102,25 +93,6 @@ def bmap(fd: int, block: int) -> int:
     """FIBMAP: the physical block of a logical one, 0 for a hole."""
     answer = fcntl.ioctl(fd, _FIBMAP, struct.pack("=i", block))
     return int(struct.unpack("=i", answer)[0])
-
-
-def fiemap(fd: int, length: int) -> list[tuple[int, int, int, int]]:
-    """(logical, physical, length, flags) of each extent, in bytes."""
-    extents: list[tuple[int, int, int, int]] = []
-    start = 0
-    while start < length:
-        head = _FIEMAP_HEAD.pack(start, length - start, FIEMAP_SYNC, 0, _FIEMAP_EXTENTS_MAX, 0)
-        buffer = bytearray(head + bytes(_FIEMAP_EXTENT.size * _FIEMAP_EXTENTS_MAX))
-        fcntl.ioctl(fd, _FIEMAP, buffer)
-        count = _FIEMAP_HEAD.unpack_from(buffer)[3]
-        for index in range(count):
-            offset = _FIEMAP_HEAD.size + index * _FIEMAP_EXTENT.size
-            logical, physical, extent_length, _, _, flags, *_ = _FIEMAP_EXTENT.unpack_from(buffer, offset)
-            extents.append((logical, physical, extent_length, flags))
-        if count == 0 or extents[-1][3] & FIEMAP_EXTENT_LAST:
-            break
-        start = extents[-1][0] + extents[-1][2]
-    return extents
 
 
 def get_flags(fd: int) -> int:

@@ -1,35 +1,47 @@
 """swap_activate against the running kernel's swapon: the same files, the same verdict, the same words.
 
-hypothesis makes headers and files (odd sizes, holes, fragments); each is judged by fuseswap from facts, and by
-swapon(2) on the machine's own ext4 and xfs.
+hypothesis makes headers and files (odd sizes, holes, fragments); each is judged by `fuseswap check`, and by
+swapon(2) on the machine's own ext4 and xfs, and through a loop device.
 """
 
+import json
 import os
 import re
 import socket
 import stat
-from errno import EBUSY, EINVAL, EISDIR, ENOENT, ENXIO, EROFS
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from errno import EBUSY, EINVAL, EISDIR, ENOENT, ENXIO, EPERM, EROFS
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve, frozen
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fuseswap.swap.activation import DataRange, FileFacts, check_report, swap_activate
-from fuseswap.swap.errors import ContractError
-from fuseswap.swap.extents import Mapping
+from fuseswap.cli.failure import Exit
+from fuseswap.cli.local_facts import local_facts
+from fuseswap.cli.main import main
+from fuseswap.host.bounded import run
+from fuseswap.swap.activation import DataRange, FileFacts, check_report
 from fuseswap.swap.header import ByteOrder, SwapHeader, format_header
 from fuseswap.swap.units import PAGE_SIZE
+from tests.cli.command import fuseswap
 from tests.contract import syscalls
 from tests.contract.conftest import NativeFilesystem
 from tests.contract.kernel_log import logged
 from tests.contract.operations import descriptor
+from tests.kit.rescue import loop_devices
+from tests.kit.wait import wait_until
 from tests.swap.test_header import raw_header
 
 pytestmark = pytest.mark.swap
 
 KIB = 1024
+FS_IMMUTABLE_FL = 0x10
+FS_APPEND_FL = 0x20
 ADDING = re.compile(r"Adding (\d+)k swap on (\S+)\.\s+Priority:-?\d+ extents:(\d+) across:(\d+)k")
 REFUSALS = re.compile(
     r"Unable to find swap-space signature|Unable to handle swap header version|Empty swap-file|"
@@ -70,71 +82,45 @@ def kernel_verdict(path: Path) -> Activated | Refused:
     return Activated(int(kib) // 4, int(extents), int(across) // 4)
 
 
-def mappings_of(path: Path) -> list[Mapping]:
-    """The file as iomap shows it to swapon: FIEMAP's extents with the holes between them."""
-    with descriptor(path, os.O_RDONLY) as fd:
-        size_bytes = os.fstat(fd).st_size
-        extents = syscalls.fiemap(fd, size_bytes)
-    mappings = []
-    end = 0
-    for logical, physical, length, flags in extents:
-        if logical > end:
-            mappings.append(Mapping(end, logical - end, None))
-        inline, shared = bool(flags & syscalls.FIEMAP_EXTENT_INLINE), bool(flags & syscalls.FIEMAP_EXTENT_SHARED)
-        mappings.append(Mapping(logical, length, physical, inline, shared))
-        end = logical + length
-    if end < size_bytes:
-        mappings.append(Mapping(end, size_bytes - end, None))
-    return mappings
+Report = dict[str, Any]
 
 
-def facts_of(path: Path, read_only: bool = False, active: bool = False) -> FileFacts:
-    """What a backend for local files reports."""
-    status = path.stat()
-    header_page, ranges = None, None
-    if stat.S_ISREG(status.st_mode):
-        with descriptor(path, os.O_RDONLY) as fd:
-            header_page = os.pread(fd, PAGE_SIZE, 0)
-        ranges = tuple(
-            DataRange(mapping.logical, mapping.logical + mapping.length)
-            for mapping in mappings_of(path)
-            if mapping.physical is not None
-        )
-    return FileFacts(
-        mode=status.st_mode,
-        size_bytes=status.st_size,
-        allocated_bytes=status.st_blocks * 512,
-        header_page=header_page,
-        read_bytes_max=1 << 20,
-        write_bytes_max=1 << 20,
-        active=active,
-        read_only=read_only,
-        nlink=status.st_nlink,
-        data_ranges=ranges,
-    )
+def said_by_check(path: Path) -> Report:
+    """What `fuseswap check --json` prints, and that it ends as it should."""
+    output, errors = TextIOWrapper(BytesIO()), StringIO()
+    with redirect_stdout(output), redirect_stderr(errors):
+        code = main(("check", str(path), "--json"))
+    report: Report = json.loads(output.buffer.getvalue())
+    assert code == (Exit.DONE if report["error"] is None else Exit.REFUSED)
+    assert errors.getvalue().count("\n") == (0 if report["error"] is None else 1)
+    return report
 
 
-def local_facts_of(path: Path, read_only: bool = False, active: bool = False) -> FileFacts:
-    """What is known of a file that the kernel swaps to by itself."""
-    facts = facts_of(path, read_only, active)
-    mappings = tuple(mappings_of(path)) if stat.S_ISREG(facts.mode) else None
-    return evolve(facts, has_swap_rw=False, data_ranges=None, mappings=mappings)
-
-
-def assert_same(facts: FileFacts, kernel: Activated | Refused) -> None:
+def assert_same(report: Report, kernel: Activated | Refused) -> None:
     """The verdict on a local file is swapon's to the page, the errno and the word."""
-    report = check_report(facts)
-    if report.error is None:
-        assert report.verdict is not None and not report.verdict.fs_ops
-        verdict = report.verdict
-        assert kernel == Activated(verdict.pages, len(verdict.extents), verdict.span)
+    error = report["error"]
+    if error is None:
+        found = report["activation"]
+        assert not found["fs_ops"]
+        assert kernel == Activated(found["pages"], found["extent_count"], found["span"])
     else:
-        assert isinstance(kernel, Refused), report.error
-        assert kernel.errno == report.error.errno
-        if report.error.kernel_text:
-            assert kernel.text.endswith(report.error.text)
+        assert isinstance(kernel, Refused), error
+        assert kernel.errno == error["errno"]
+        if error["kernel_text"]:
+            assert kernel.text.endswith(error["text"])
         else:
             assert kernel.text == ""
+
+
+def facts_of_server(path: Path) -> FileFacts:
+    """The same file as a backend with a swap_rw reports it."""
+    facts = local_facts(str(path))
+    ranges = tuple(
+        DataRange(mapping.logical, mapping.logical + mapping.length)
+        for mapping in facts.mappings or ()
+        if mapping.physical is not None
+    )
+    return evolve(facts, has_swap_rw=True, data_ranges=ranges, mappings=None)
 
 
 # --- files that hypothesis makes ---
@@ -147,7 +133,8 @@ def headers(draw: st.DrawFn, pages: int) -> bytes:
         case "right":
             orders: list[ByteOrder] = ["little", "big"]
             order = draw(st.sampled_from(orders))
-            return format_header(SwapHeader(max(last_page, 1), label=b"oracle", byte_order=order))
+            bad = draw(st.lists(st.integers(0, pages + 1), max_size=3, unique=True)) if draw(st.booleans()) else []
+            return format_header(SwapHeader(max(last_page, 1), tuple(bad), label=b"oracle", byte_order=order))
         case "raw":
             version = draw(st.sampled_from([1, 1, 1, 0, 2, 0x01000000]))
             bad_pages = draw(st.sampled_from([0, 1, 637, 638]))
@@ -211,7 +198,7 @@ GOOD = format_header(SwapHeader(9))
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(recipe=recipes())
 @example(Recipe(40960, ((0, 40960),), (), GOOD, b""))
 @example(Recipe(40960, (), ((0, 40960),), GOOD, b""))
@@ -224,11 +211,11 @@ def test_check_says_what_swapon_says(
 ) -> None:
     path = native_filesystems[kind].point / "oracle"
     recipe.make(path)
-    facts, local_facts = facts_of(path), local_facts_of(path)
+    said, facts = said_by_check(path), facts_of_server(path)
 
     kernel = kernel_verdict(path)
 
-    assert_same(local_facts, kernel)
+    assert_same(said, kernel)
     # And the same file as an NFS server would have it.
     report = check_report(facts)
     error = report.error
@@ -248,6 +235,31 @@ def test_check_says_what_swapon_says(
             assert kernel.text.endswith("has unallocated extents")
         else:
             assert kernel.text == (error.text if error.kernel_text else "")
+
+
+@contextmanager
+def loop_device(path: Path) -> Iterator[Path]:
+    device = Path(run(["losetup", "--find", "--show", str(path)]).strip())
+    try:
+        yield device
+    finally:
+        run(["losetup", "--detach", str(device)])
+        wait_until(lambda: str(path) not in loop_devices().values(), seconds=10, what="the loop device's end")
+
+
+@settings(max_examples=60)
+@given(recipe=recipes())
+@example(Recipe(40960, (), (), GOOD, b""))
+@example(Recipe(40960, (), (), format_header(SwapHeader(9, (3, 7))), b""))
+@example(Recipe(40960, (), (), format_header(SwapHeader(9, (3, 10))), b""))
+@example(Recipe(40960, (), (), format_header(SwapHeader(3, (1, 2, 3))), b""))
+@example(Recipe(0, (), (), b"", b""))
+def test_the_same_of_a_loop_device(native_filesystems: dict[str, NativeFilesystem], recipe: Recipe) -> None:
+    """A block device: no extents to find, holes are nobody's business, and bad pages are allowed."""
+    path = native_filesystems["ext4"].point / "disk"
+    recipe.make(path)
+    with loop_device(path) as device:
+        assert_same(said_by_check(device), kernel_verdict(device))
 
 
 # --- extents ---
@@ -290,7 +302,30 @@ def test_extents_are_the_kernels(
         os.pwrite(fd, format_header(SwapHeader(last_page)), 0)
         os.fsync(fd)
 
-    assert_same(local_facts_of(path), kernel_verdict(path))
+    assert_same(said_by_check(path), kernel_verdict(path))
+
+
+def test_what_a_person_reads(native_filesystems: dict[str, NativeFilesystem]) -> None:
+    path = native_filesystems["ext4"].point / "read"
+    make_good(path)
+    result = fuseswap("check", path)
+    assert (result.code, result.errors) == (0, "")
+    lines = result.output.splitlines()
+    assert "passed         signature" in lines
+    assert "not applicable swap-rw" in lines
+    assert lines[-5].startswith("header         version 1, little-endian, last page 9, 0 bad pages, UUID ")
+    assert lines[-4] == "extents        1, across 9 pages"
+    assert lines[-3].startswith("               slots 0 to 9 at page ")
+    assert lines[-2:] == [
+        f"{path}: ok: 40 KiB, 9 pages of swap",
+        f"The kernel swaps to it without fuseswap: swapon {path}",
+    ]
+    os.truncate(path, 20480)
+    result = fuseswap("check", path)
+    assert result.code == 3
+    assert "failed         shorter: Slots behind the end of the file could be neither" in result.output
+    assert "Swap area shorter than signature indicates (EINVAL); the file was cut" in result.line
+    assert f"mkswap {path}" in result.line
 
 
 def test_shared_extents(native_filesystems: dict[str, NativeFilesystem]) -> None:
@@ -303,7 +338,7 @@ def test_shared_extents(native_filesystems: dict[str, NativeFilesystem]) -> None
     kernel = kernel_verdict(path)
 
     assert isinstance(kernel, Refused) and kernel.text.endswith("has shared extents")
-    assert_same(local_facts_of(path), kernel)
+    assert_same(said_by_check(path), kernel)
 
 
 # --- what is not a file that could be swap ---
@@ -318,12 +353,9 @@ def errno_of(path: Path) -> int:
     return 0
 
 
-def our_errno(facts: FileFacts) -> int:
-    try:
-        swap_activate(facts)
-    except ContractError as error:
-        return error.errno
-    return 0
+def our_errno(path: Path) -> int:
+    error = said_by_check(path)["error"]
+    return int(error["errno"]) if error else 0
 
 
 @pytest.fixture
@@ -356,13 +388,12 @@ def test_other_types(
     syscalls.remount(filesystem.point, read_only=read_only)
     try:
         kernel = {name: errno_of(directory / name) for name in expected}
-        ours = {name: our_errno(facts_of(directory / name, read_only=read_only)) for name in expected}
-        local = {name: our_errno(local_facts_of(directory / name, read_only=read_only)) for name in expected}
+        ours = {name: our_errno(directory / name) for name in expected}
     finally:
         syscalls.remount(filesystem.point, read_only=False)
 
     assert kernel == expected
-    assert ours == local == expected
+    assert ours == expected
 
 
 def test_active_already(directory: Path) -> None:
@@ -373,13 +404,32 @@ def test_active_already(directory: Path) -> None:
     syscalls.swapon(path)
     try:
         kernel = (errno_of(path), errno_of(other))
-        # A broken header is not even looked at.
-        ours = our_errno(facts_of(path, active=True))
+        ours = (our_errno(path), our_errno(other))
     finally:
         syscalls.swapoff(path)
 
-    assert kernel == (EBUSY, EBUSY)
-    assert ours == EBUSY
+    assert kernel == ours == (EBUSY, EBUSY)
+
+
+def test_an_active_device(directory: Path) -> None:
+    with loop_device(make_good(directory / "file")) as device:
+        syscalls.swapon(device)
+        try:
+            assert errno_of(device) == our_errno(device) == EBUSY
+        finally:
+            syscalls.swapoff(device)
+
+
+@pytest.mark.parametrize("flag", [FS_IMMUTABLE_FL, FS_APPEND_FL], ids=["+i", "+a"])
+def test_attributes(directory: Path, flag: int) -> None:
+    path = make_good(directory / "file")
+    with descriptor(path, os.O_RDONLY) as fd:
+        flags = syscalls.get_flags(fd)
+        syscalls.set_flags(fd, flags | flag)
+        try:
+            assert errno_of(path) == our_errno(path) == EPERM
+        finally:
+            syscalls.set_flags(fd, flags)
 
 
 def test_unlinked(directory: Path) -> None:
@@ -389,4 +439,6 @@ def test_unlinked(directory: Path) -> None:
         path.unlink()
         by_descriptor = Path(f"/proc/self/fd/{fd}")
         assert errno_of(by_descriptor) == ENOENT
-        assert our_errno(facts_of(by_descriptor)) == ENOENT
+        error = check_report(local_facts(str(by_descriptor))).error
+        assert error is not None
+        assert error.errno == ENOENT

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from errno import EBUSY, EINVAL, EIO, EISDIR, ENOENT, ENXIO, EROFS
+from errno import EBUSY, EDEADLK, EINVAL, EIO, EISDIR, ENOENT, ENXIO, EPERM, EROFS
 from typing import Any
 
 import pytest
@@ -58,11 +58,19 @@ def local(mapping: Mapping) -> Spoil:
     return lambda facts: evolve(facts, has_swap_rw=False, mappings=(mapping,))
 
 
+def device(facts: FileFacts, bad_pages: tuple[int, ...] = (), last_page: int = PAGES_MAX - 1) -> FileFacts:
+    """A block device with a header."""
+    page = format_header(SwapHeader(last_page, bad_pages))
+    mappings = (Mapping(0, facts.size_bytes, 0),)
+    return evolve(facts, mode=0o060600, header_page=page, has_swap_rw=False, mappings=mappings)
+
+
 # In the order of ACTIVATION_CHECKS: how to make just this check fail, and what it says.
 SPOILT: dict[str, tuple[Spoil, int]] = {
     "directory": (lambda facts: evolve(facts, mode=0o040700), EISDIR),
     "socket": (lambda facts: evolve(facts, mode=0o140700), ENXIO),
     "read-only": (lambda facts: evolve(facts, read_only=True), EROFS),
+    "immutable": (lambda facts: evolve(facts, immutable=True), EPERM),
     "unlinked": (lambda facts: evolve(facts, nlink=0), ENOENT),
     "active": (lambda facts: evolve(facts, active=True), EBUSY),
     "regular": (lambda facts: evolve(facts, mode=0o010600), EINVAL),
@@ -84,6 +92,7 @@ SPOILT: dict[str, tuple[Spoil, int]] = {
     "unallocated": (local(Mapping(0, SIZE_BYTES, None)), EINVAL),
     "shared": (local(Mapping(0, SIZE_BYTES, 4096, shared=True)), EINVAL),
     "usable-page": (local(Mapping(0, 3072, 1024)), EINVAL),
+    "bad-page": (lambda facts: device(facts, bad_pages=(1, 0)), EINVAL),
     "empty": (local(Mapping(0, PAGE_SIZE, 4096)), EINVAL),
     "whole-pages": (
         lambda facts: evolve(facts, size_bytes=facts.size_bytes + 1, allocated_bytes=facts.allocated_bytes + 1),
@@ -92,6 +101,7 @@ SPOILT: dict[str, tuple[Spoil, int]] = {
     "transfer-size": (lambda facts: evolve(facts, read_bytes_max=4095), EINVAL),
     "boot-block": (patch(1023, b"x"), EINVAL),
     "mark": (spoil_page(lambda page: put_mark(page, OTHER)), EBUSY),
+    "recursion": (lambda facts: evolve(facts, stands_on="it lies on the fuseswap mount /mnt"), EDEADLK),
 }
 
 
@@ -129,7 +139,30 @@ def test_a_file_that_the_kernel_swaps_to_alone() -> None:
     assert verdict.extents == (SwapExtent(0, 10, 50), SwapExtent(10, 90, 90))
     assert (verdict.pages, verdict.span) == (99, 129)
     outcomes = {result.check.step: result.outcome for result in check_report(facts, THIS).checks}
-    assert {step for step, outcome in outcomes.items() if outcome is Outcome.NOT_REACHED} == ONLY_FS_OPS
+    assert {step for step, outcome in outcomes.items() if outcome is not Outcome.PASSED} == not_made_of(facts)
+
+
+def test_a_block_device() -> None:
+    """One extent, whatever lies below it; bad pages are no slots, and the span counts them."""
+    verdict = swap_activate(device(GOOD, bad_pages=(3, 99)))
+
+    assert not verdict.fs_ops
+    assert verdict.extents == (SwapExtent(0, PAGES_MAX, 0),)
+    assert (verdict.pages, verdict.span) == (PAGES_MAX - 3, PAGES_MAX - 1)
+    for bad_pages in ((0,), (PAGES_MAX,), (1, PAGES_MAX)):
+        assert refusal(device(GOOD, bad_pages)).step == "bad-page"
+    assert refusal(device(GOOD, tuple(range(1, 10)), last_page=9)).step == "empty"
+    # A server's device file is another machine's.
+    assert refusal(evolve(device(GOOD), mappings=None)).step == "regular"
+
+
+def test_what_stands_on_fuseswap_is_refused_whoever_does_the_io() -> None:
+    """As the last: what the kernel says comes first."""
+    local_file = local(Mapping(0, SIZE_BYTES, 4096))(GOOD)
+    for facts in (GOOD, local_file, device(GOOD)):
+        error = refusal(evolve(facts, stands_on="it lies there"))
+        assert (error.step, error.errno, error.own, error.text) == ("recursion", EDEADLK, True, "it lies there")
+        assert error.errno_name == "EDEADLK"
 
 
 def test_every_check_is_spoilt_here() -> None:
@@ -177,12 +210,25 @@ def test_what_is_ours_comes_last() -> None:
         "transfer-size",
         "boot-block",
         "mark",
+        "recursion",
     }
 
 
 # These exclude one another in one file: the type, and the values of one field.
 LOCAL = {check.step for check in EXTENT_CHECKS}
 ONLY_FS_OPS = {"swap-rw", "allocated", "holes", *(check.step for check in ACTIVATION_CHECKS if check.own)}
+ONLY_FS_OPS -= {"recursion"}
+
+
+def not_made_of(facts: FileFacts) -> set[str]:
+    """The checks that are not made of a file of this kind."""
+    if facts.has_swap_rw:
+        return LOCAL
+    if facts.mappings is None:
+        return (ONLY_FS_OPS | LOCAL) - {"swap-rw"}
+    return ONLY_FS_OPS | ({"inline", "unallocated", "shared", "usable-page"} if facts.is_device else {"bad-page"})
+
+
 EXCLUSIVE = [
     LOCAL,
     {"directory", "socket", "regular"},
@@ -193,7 +239,7 @@ EXCLUSIVE = [
 ]
 
 
-@given(st.sets(st.sampled_from([step for step in SPOILT if step != "bad-pages-max"])))
+@given(st.sets(st.sampled_from([step for step in SPOILT if step not in ("bad-pages-max", "bad-page")])))
 def test_the_first_of_several_faults_refuses(steps: set[str]) -> None:
     for exclusive in EXCLUSIVE:
         for step in list(steps & exclusive)[1:]:
@@ -267,16 +313,18 @@ def test_marks() -> None:
     assert "host (machine-id other)" in error.text and "--steal" in error.remedy
 
 
-def test_clones_share_a_machine_id() -> None:
+def test_clones_and_containers_share_a_machine_id() -> None:
     asking = evolve(THIS, host="here")
 
     def marked(boot: str, host: str) -> FileFacts:
         return evolve(GOOD, header_page=put_mark(PAGE, Mark("this", boot, host)))
 
-    assert refusal(marked("then", "there"), asking).step == "mark"
-    assert swap_activate(marked("then", "there"), evolve(asking, steal=True)).stolen_from is not None
-    for boot, host in (("now", "there"), ("then", "here"), ("then", "")):
-        assert swap_activate(marked(boot, host), asking).stolen_from is None
+    # "now": a container of the same image on the same machine, which knows nothing of the other's swap.
+    for boot in ("then", "now"):
+        assert refusal(marked(boot, "there"), asking).step == "mark"
+        assert swap_activate(marked(boot, "there"), evolve(asking, steal=True)).stolen_from is not None
+        for host in ("here", ""):
+            assert swap_activate(marked(boot, host), asking).stolen_from is None
 
 
 def test_stealing_does_not_help_where_the_place_is_taken() -> None:
@@ -333,8 +381,8 @@ def test_a_report_agrees_with_the_verdict(facts: FileFacts, request: ActivationR
     if report.error is None:
         assert report.verdict == swap_activate(facts, request)
         assert Outcome.FAILED not in outcomes
-        assert {result.check.step for result in report.checks if result.outcome is Outcome.NOT_REACHED} == (
-            LOCAL if facts.has_swap_rw else ONLY_FS_OPS
+        assert {result.check.step for result in report.checks if result.outcome is not Outcome.PASSED} == (
+            not_made_of(facts)
         )
         assert plain["verdict"] == "ok"
     else:
@@ -343,8 +391,8 @@ def test_a_report_agrees_with_the_verdict(facts: FileFacts, request: ActivationR
         assert report.verdict is None
         assert ACTIVATION_CHECKS[failed].step == error.step == report.error.step
         before = {result.check.step for result in report.checks[:failed] if result.outcome is not Outcome.PASSED}
-        assert before <= (LOCAL if facts.has_swap_rw else ONLY_FS_OPS)
-        assert set(outcomes[failed + 1 :]) <= {Outcome.NOT_REACHED}
+        assert before <= not_made_of(facts)
+        assert set(outcomes[failed + 1 :]) <= {Outcome.NOT_REACHED, Outcome.NOT_APPLICABLE}
         assert plain["verdict"] == error.errno_name
         assert plain["error"]["text"] == error.text
 
@@ -395,7 +443,7 @@ def test_report_of_a_good_file() -> None:
     assert plain["header"]["label"] == "swap"
     assert plain["facts"]["mode"] == "100600"
     for check in plain["checks"]:
-        assert check["outcome"] == ("not reached" if check["step"] in LOCAL else "passed")
+        assert check["outcome"] == ("not applicable" if check["step"] in LOCAL else "passed")
 
 
 def test_report_of_a_fragmented_file() -> None:

@@ -1,0 +1,104 @@
+"""What a file of this machine stands on, from its mount down to the disks: swap must not stand on itself.
+
+To write a page out would then mean to write it to a mount, a device or memory that waits for that very page.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from fuseswap.host import rundir
+from fuseswap.host.bounded import call
+from fuseswap.host.loop import loop_devices
+from fuseswap.host.mounts import ENGINE_TYPE, FILESYSTEM_TYPE, Mount, mount_of, mounts
+
+_IN_MEMORY = ("tmpfs", "ramfs")
+
+
+def fuseswap_below(path: str, *, seconds: float) -> str | None:
+    """How the file `path`, which need not exist, depends on fuseswap or on memory that swaps, in words.
+
+    None if it does not. `Hung` if looking it up takes longer than `seconds`.
+    """
+    hang = f"{path}: looking it up takes longer than {seconds:g} s: it lies on a mount that hangs"
+    real = call(lambda: os.path.realpath(path), what=hang, seconds=seconds)
+    table = mounts()
+    chain = _served_directory(real, table) or _chain(real, table, _engine_devices())
+    return "it lies " + ", ".join(chain) if chain else None
+
+
+def _chain(path: str, table: tuple[Mount, ...], engines: dict[str, str]) -> list[str] | None:
+    """`path` down to what of fuseswap lies below it; None if nothing does."""
+    mount = mount_of(path, table)
+    if mount is None:
+        return None
+    if mount.type in (FILESYSTEM_TYPE, ENGINE_TYPE):
+        return [f"on the fuseswap mount {mount.mountpoint} ({mount.source})"]
+    if mount.type in _IN_MEMORY:
+        return [f"in memory, which swap is to free ({mount.mountpoint} is a {mount.type})"]
+    for device in _disks(_devices(mount)):
+        here = [f"on {mount.mountpoint}", f"on /dev/{device}"]
+        if device in engines:
+            return [*here, f"on the engine's file of {engines[device]}"]
+        backing = _read(Path("/sys/class/block", device, "loop/backing_file"))
+        below = _chain(backing, table, engines) if backing else None
+        if below is not None:
+            return [*here, f"on {backing}", *below]
+    return None
+
+
+def _served_directory(path: str, table: tuple[Mount, ...]) -> list[str] | None:
+    """Whether a directory that a fuseswap mount shows holds `path`."""
+    for mount in table:
+        if mount.type == FILESYSTEM_TYPE and mount.source.startswith("file:"):
+            directory = unquote(urlsplit(mount.source).path, errors="surrogateescape").rstrip("/")
+            if path.startswith(f"{directory}/"):
+                return [f"in {directory or '/'}, which the fuseswap mount {mount.mountpoint} shows"]
+    return None
+
+
+def _engine_devices() -> dict[str, str]:
+    """The loop devices on engines' files, also where the engine's mount was taken out of the table."""
+    table = loop_devices()
+    found = {name: rundir.engine_device(name, table) for name in rundir.names()}
+    return {Path(device.path).name: name for name, device in found.items() if device is not None}
+
+
+def _devices(mount: Mount) -> set[str]:
+    """The block devices of a file system, by their names in /sys/class/block."""
+    number = f"{mount.major}:{mount.minor}"
+    with contextlib.suppress(OSError):
+        # btrfs shows a number of its own, and the first of its devices as source.
+        status = Path(mount.source).stat()
+        if stat.S_ISBLK(status.st_mode):
+            number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    link = Path("/sys/dev/block", number)
+    if not link.exists():
+        return set()
+    first = link.resolve().name
+    for pool in Path("/sys/fs/btrfs").glob("*/devices"):
+        names = {entry.name for entry in pool.iterdir()}
+        if first in names:
+            return names
+    return {first}
+
+
+def _disks(names: set[str]) -> Iterator[str]:
+    """Block devices, with all that they are made of: of a partition its disk, of dm and md devices their parts."""
+    for name in sorted(names):
+        yield name
+        entry = Path("/sys/class/block", name)
+        if (entry / "partition").exists():
+            yield from _disks({entry.resolve().parent.name})
+        with contextlib.suppress(OSError):
+            yield from _disks({part.name for part in (entry / "slaves").iterdir()})
+
+
+def _read(path: Path) -> str:
+    try:
+        return os.fsdecode(path.read_bytes()).rstrip("\n").removesuffix(" (deleted)")
+    except OSError:
+        return ""
