@@ -31,6 +31,11 @@ log = logging.getLogger(__name__)
 CLEAR_SECONDS: Final = 2.0
 """A server that is gone must not keep a file active: its mark then stays, and is this machine's own."""
 
+RIVAL_SECONDS: Final = 0.5
+"""Longer than a machine takes from reading a free header to its own mark on the server's disk, so that of two
+machines at once the earlier sees the later's mark. No lock says so: a server or machine that stands still for
+longer in between is not waited for."""
+
 ROOT: Final = Caller(0, 0)
 
 
@@ -39,8 +44,8 @@ class _Guarded:
     state: FileState
     activation: Activation | None = None
     attributes: Attributes | None = None
-    machine_id: str | None = None
-    """Of our mark in the header page."""
+    mark: Mark | None = None
+    """Ours in the header page."""
 
 
 class ActiveFiles:
@@ -156,7 +161,7 @@ class ActiveFiles:
         mark = read_mark(page)
         guarded = self._files.get(handle)
         if guarded is not None and mark is not None:
-            guarded.machine_id = mark.machine_id
+            guarded.mark = mark
 
     async def _grant(self, handle: Handle, guarded: _Guarded, request: ActivationRequest, path: bytes | None) -> None:
         facts = await gather_facts(self._backend, handle, ROOT, active=False)
@@ -175,17 +180,19 @@ class ActiveFiles:
         attributes = await self._backend.getattr(handle, ROOT)
         area = page[MARK_OFFSET : MARK_OFFSET + MARK_BYTES]
         await self._backend.write(handle, MARK_OFFSET, area, True, ROOT)
-        # Another machine may have read a free header at the same moment; the later of two marks stands.
+        if read_mark(facts.header_page) != mark:
+            # Another machine may have read a free header before our mark was there; the later of two marks stands.
+            await trio.sleep(RIVAL_SECONDS)
         if read_mark(await self._backend.read(handle, 0, PAGE_SIZE, ROOT)) != mark:
             raise OSError(errno.EBUSY, "another machine activates the same file")
-        guarded.machine_id = request.machine_id
+        guarded.mark = mark
         guarded.attributes = evolve(attributes, size=facts.size_bytes)
         guarded.activation = Activation(_below(self._source, path), facts.size_bytes, target)
 
     async def _clear_mark(self, handle: Handle, guarded: _Guarded) -> None:
         page = await self._backend.read(handle, 0, PAGE_SIZE, ROOT)
         mark = read_mark(page)
-        if mark is None or mark.machine_id != guarded.machine_id:
+        if mark is None or mark != guarded.mark:
             return  # another machine has taken the file over
         area = clear_mark(page)[MARK_OFFSET : MARK_OFFSET + MARK_BYTES]
         await self._backend.write(handle, MARK_OFFSET, area, True, ROOT)

@@ -14,10 +14,10 @@ from attrs import asdict
 from fuseswap.swap.target import ActivationRequest
 from fuseswap.swap.units import XATTR_ACTIVATE, XATTR_DEACTIVATE
 from tests.contract import syscalls
-from tests.contract.operations import World
+from tests.contract.operations import MARK, World
 from tests.kit.wait import wait_until
 
-REQUEST = json.dumps(asdict(ActivationRequest("contract-test", "this-boot"))).encode()
+REQUEST = json.dumps(asdict(ActivationRequest(MARK.machine_id, MARK.boot_id))).encode()
 
 
 def mount(source: str, point: Path) -> None:

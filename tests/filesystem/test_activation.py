@@ -2,8 +2,11 @@
 
 import errno
 import os
+import random
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,7 @@ from tests.filesystem.swapfile import (
     deactivate,
     write_swap_file,
 )
+from tests.kit.proxy import WRITE, Cut, Proxy, Record, Send, forward
 from tests.kit.wait import wait_until
 
 
@@ -108,8 +112,8 @@ def test_what_was_written_before_is_there_first(nfs: Path, nfs_dir: Path) -> Non
         (lambda path: os.truncate(path, 5 * PAGE_SIZE), errno.EINVAL, "shorter"),
         (lambda path: os.truncate(path, 64 * PAGE_SIZE), errno.EINVAL, "allocated"),
         (lambda path: _write(path, os.O_APPEND), errno.EINVAL, "whole-pages"),
-        (lambda path: (path.unlink(), path.mkdir()), errno.EISDIR, "directory"),
-        (lambda path: (path.unlink(), os.mkfifo(path)), errno.EINVAL, "regular"),
+        (lambda path: _replace(path, os.mkdir), errno.EISDIR, "directory"),
+        (lambda path: _replace(path, os.mkfifo), errno.EINVAL, "regular"),
     ],
     ids=["empty", "no header", "cut", "holes", "tail", "directory", "fifo"],
 )
@@ -156,6 +160,42 @@ def test_another_machine_is_refused_unless_it_steals(mount: Mount, active: Path,
     # The first owner's deactivation leaves the new owner's mark alone.
     deactivate(active)
     assert check(active)["mark"]["machine_id"] == ELSEWHERE
+
+
+def test_two_machines_at_the_same_moment(mount: Mount, nfs_server: GaneshaServer, nfs_dir: Path) -> None:
+    """Both read a header without a mark. The mark of one is late on its way, and lands on the other's."""
+    behind = nfs_dir / "swapfile"
+    write_swap_file(behind)
+    on_its_way = threading.Event()
+
+    def lose(record: Record, _: random.Random) -> Iterable[Send | Cut]:
+        if record.procedure != WRITE:
+            return [Send(record.framed())]
+        on_its_way.set()
+        return []
+
+    url = nfs_server.url(nfs_dir.name)
+    with Proxy(nfs_server.nfs_port) as proxy, ThreadPoolExecutor() as threads:
+        proxy.on_call = lose
+        here = mount(url).point / "swapfile"
+        there = mount(url.replace(f"nfsport={nfs_server.nfs_port}", f"nfsport={proxy.port}")).point / "swapfile"
+        later = threads.submit(activate, there, ELSEWHERE)
+        assert on_its_way.wait(10)
+        earlier = threads.submit(activate, here, HERE)
+        wait_until(lambda: read_mark(behind.read_bytes()[:PAGE_SIZE]), seconds=20, what="the first mark")
+        # What was sent and not answered is sent again.
+        proxy.on_call = forward
+        proxy.cut()
+        with fails(errno.EBUSY):
+            earlier.result(20)
+        later.result(20)
+        assert check(here)["mark"]["machine_id"] == ELSEWHERE
+        deactivate(there)
+
+
+def _replace(path: Path, make: Callable[[Path], None]) -> None:
+    path.unlink()
+    make(path)
 
 
 def _write(path: Path, flags: int = 0) -> None:
