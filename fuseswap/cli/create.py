@@ -101,6 +101,7 @@ class _Creation:
 
     async def run(self, size_bytes: int | None) -> bool:
         if await self._is_there(size_bytes):
+            await self._remove_stale()
             return False
         size = DEFAULT_BYTES if size_bytes is None else size_bytes
         await self._require_room(size)
@@ -227,16 +228,27 @@ class _Creation:
             warn(f"{self._shown}: the server does not answer: remove {os.fsdecode(hidden)} beside it later")
 
     async def _remove_stale(self) -> None:
-        """Remove what a killed `create` of this name left. One at work is known by its file's growth."""
+        """Remove what a killed `create` of this name left: a second name of the file when it was whole already.
+
+        One at work is known by its file's growth.
+        """
         before = await self._hidden()
         if not before:
             return
+        whole = await self._lookup(self._name)
+        for name, attributes in list(before.items()):
+            if whole is not None and attributes.fileid == whole[1].fileid:
+                del before[name]
+                await self._remove(name)
+        if not before:
+            return
         await trio.sleep(_STALE_SECONDS)
-        for name, attributes in (await self._hidden()).items():
-            if before.get(name) == attributes:
+        for name, now in (await self._hidden()).items():
+            then = before.get(name)
+            if then is not None and (then.size, then.mtime_ns) == (now.size, now.mtime_ns):
                 await self._remove(name)
 
-    async def _hidden(self) -> dict[bytes, tuple[int, int]]:
+    async def _hidden(self) -> dict[bytes, Attributes]:
         found = {}
         cookie, verifier, end = 0, b"", False
         while not end:
@@ -245,7 +257,7 @@ class _Creation:
                 if entry.name.startswith(b".%b." % self._name[:200]) and entry.name.endswith(b".part"):
                     looked_up = await self._lookup(entry.name)
                     if looked_up is not None:
-                        found[entry.name] = (looked_up[1].size, looked_up[1].mtime_ns)
+                        found[entry.name] = looked_up[1]
                 cookie = entry.cookie
             verifier, end = listing.verifier, listing.end or not listing.entries
         return found
