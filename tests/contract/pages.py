@@ -7,10 +7,11 @@ that cgroup drops what the swap cache still holds.
 
 import mmap
 import os
+import random
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -25,9 +26,13 @@ from fuseswap.host.swap import PRIORITY_MAX
 from fuseswap.swap.counters import COUNTERS_BYTES, Counters, Word
 from fuseswap.swap.units import PAGE_SIZE
 from tests.cli.command import fuseswap
-from tests.kit.proxy import Proxy
+from tests.engine.nfs_codec import Arguments, decode_call
+from tests.kit.proxy import READ, WRITE, Cut, Proxy, Record, Send, forward
 from tests.kit.rescue import Leftovers
 from tests.kit.wait import wait_until
+
+COMMIT = 21
+"""NFSPROC3_COMMIT (RFC 1813 section 3.3.21)."""
 
 _OWNER = """
 import ctypes, mmap, sys
@@ -144,6 +149,23 @@ class LiveSwap:
         assembler = Assembler(next_sequence=sequence)
         found += assembler.feed(records)
         assert not assembler.lost_records
+
+    @contextmanager
+    def calls(self) -> Iterator[list[Arguments]]:
+        """A list that holds, after the context, every READ and WRITE that went to the server in it."""
+        seen: list[Arguments] = []
+
+        def watch(record: Record, _: random.Random) -> Iterable[Send | Cut]:
+            # The filesystem process calls too, but never for a page.
+            assert record.procedure != COMMIT
+            if record.procedure in (READ, WRITE):
+                seen.append(decode_call(record.data))
+            return [Send(record.framed())]
+
+        self.proxy.on_call = watch
+        yield seen
+        self.settle()
+        self.proxy.on_call = forward
 
     @contextmanager
     def no_faults(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from errno import ETXTBSY
@@ -20,15 +21,18 @@ from fuseswap.host import processes, rundir
 from fuseswap.host.ganesha import GaneshaServer
 from fuseswap.swap.units import PAGE_SIZE
 from tests.contract.pages import LiveSwap, live_swap, page_on, pages
-from tests.engine.nfs_codec import FILE_SYNC, NFS3ERR_NOSPC, decode_call, failure
+from tests.engine.nfs_codec import FILE_SYNC, NFS3ERR_NOSPC, Arguments, decode_call, failure
 from tests.kit.proxy import READ, WRITE, Cut, Record, Send, forward, frame
 from tests.kit.wait import wait_until
 
 pytestmark = pytest.mark.swap
 
-READ_AHEAD = 8
-"""Pages that the kernel brings in at once (page-cluster 3)."""
+READ_AHEAD = 1 << int(Path("/proc/sys/vm/page-cluster").read_text())
+"""Pages that the kernel asks for at most when one is touched (swapin_readahead in mm/swap_state.c)."""
+NEIGHBOURS = 32
 CUTS = 4
+SETATTR = 2
+"""NFSPROC3_SETATTR (RFC 1813 section 3.3.2)."""
 
 
 @pytest.fixture
@@ -37,48 +41,59 @@ def swap(nfs_server: GaneshaServer, nfs_dir: Path) -> Iterator[LiveSwap]:
         yield swap
 
 
+def shape(calls: list[Arguments]) -> list[tuple[int, int, int]]:
+    """Procedure, bytes, and for a WRITE stable_how (RFC 1813 section 3.3.7)."""
+    return [(call.procedure, call.count, call.stable) for call in calls]
+
+
 def test_one_page_out_and_in_and_out_again(swap: LiveSwap) -> None:
-    calls: list[Record] = []
-
-    def watch(record: Record, _: random.Random) -> Iterable[Send | Cut]:
-        calls.append(record)
-        return [Send(record.framed())]
-
-    swap.proxy.on_call = watch
+    """Each step as the engine's trace has it, on the wire, and in the server's file."""
     with pages(1) as page:
-        with swap.journeys() as journeys:
+        with swap.journeys() as journeys, swap.calls() as calls:
             page.out()
-        (write,) = journeys
+        (write,), (first,) = journeys, calls
         assert (write.is_write, write.length) == (True, PAGE_SIZE)
+        assert shape(calls) == [(WRITE, PAGE_SIZE, FILE_SYNC)]
         # It is answered, so it lies on the server's disk, and nothing of it is left here.
+        assert (first.offset, first.data[:16]) == (write.offset, page.begin(0))
         assert page_on(swap, write) == page.begin(0)
         words = swap.words()
         assert (words["reserve_pages_used"], words["calls_in_flight"], words["requests"]) == (0, 0, 0)
 
         page.leave_cache()
-        with swap.journeys() as journeys:
+        with swap.journeys() as journeys, swap.calls() as calls:
             assert page.are_right()
         (read,) = journeys
         assert (read.is_write, read.offset, read.length) == (False, write.offset, PAGE_SIZE)
+        assert [(call.procedure, call.offset, call.count) for call in calls] == [(READ, write.offset, PAGE_SIZE)]
 
-        with swap.journeys() as journeys:
+        with swap.journeys() as journeys, swap.calls() as calls:
             page.out()
-        assert not journeys, "a clean page that is on swap needs no second write"
+        assert not journeys and not calls, "a clean page that is on swap needs no second write"
 
         page.dirty()
-        with swap.journeys() as journeys:
+        with swap.journeys() as journeys, swap.calls() as calls:
             page.out()
             assert page.are_right()
         (again,) = journeys
         assert again.is_write, "and the touch found it in the swap cache"
-        assert page_on(swap, again) == page.begin(0)
-    swap.proxy.on_call = forward
+        assert shape(calls) == [(WRITE, PAGE_SIZE, FILE_SYNC)]
+        assert page_on(swap, again) == calls[0].data[:16] == page.begin(0) != first.data[:16]
 
-    writes = [decode_call(record.data) for record in calls if record.procedure == WRITE]
-    assert {record.procedure for record in calls} == {READ, WRITE}, "no COMMIT"
-    assert [(call.offset, call.count, call.stable) for call in writes] == [
-        (journey.offset, PAGE_SIZE, FILE_SYNC) for journey in (write, again)
-    ]
+
+def test_neighbours_travel_together(swap: LiveSwap) -> None:
+    with pages(NEIGHBOURS) as some:
+        with swap.calls() as calls:
+            some.out()
+        assert shape(calls) == [(WRITE, NEIGHBOURS * PAGE_SIZE, FILE_SYNC)]
+
+        some.leave_cache()
+        with swap.calls() as calls:
+            assert some.are_right()
+        assert {call.procedure for call in calls} == {READ}
+        assert sum(call.count for call in calls) == NEIGHBOURS * PAGE_SIZE, "each page once"
+        assert max(call.count for call in calls) == READ_AHEAD * PAGE_SIZE
+        assert len(calls) < NEIGHBOURS / 2
 
 
 def test_many_pages_travel_together_and_cost_no_fault(swap: LiveSwap) -> None:
@@ -134,6 +149,39 @@ def test_pages_move_while_the_filesystem_stands_still(swap: LiveSwap) -> None:
         with mounted.open("r+b") as file, pytest.raises(OSError, match="busy") as refused:
             os.write(file.fileno(), b"x")
         assert refused.value.errno == ETXTBSY
+
+
+def test_a_stuck_chmod_delays_no_page(swap: LiveSwap) -> None:
+    """The server keeps each SETATTR to itself. Of the swap file itself chmod is answered from memory."""
+    mounted = rundir.filesystem_mountpoint(swap.name)
+    neighbour = mounted / f"{swap.name}-neighbour"
+    neighbour.touch()
+    held = threading.Event()
+
+    def hold(record: Record, _: random.Random) -> Iterable[Send | Cut]:
+        if record.procedure != SETATTR:
+            return [Send(record.framed())]
+        held.set()
+        return []
+
+    swap.proxy.on_call = hold
+    with pages(256) as some:
+        chmod = subprocess.Popen([sys.executable, "-c", f"import os; os.chmod({str(neighbour)!r}, 0o600)"])
+        assert held.wait(20)
+        (mounted / swap.name).chmod(0o640)
+        with swap.journeys() as journeys:
+            some.out()
+            some.leave_cache()
+            assert some.are_right()
+        assert {journey.is_write for journey in journeys} == {True, False}
+        assert chmod.poll() is None, "it waits"
+        # What was sent and not answered is sent again.
+        swap.proxy.on_call = forward
+        swap.proxy.cut()
+        assert chmod.wait(20) == 0
+    assert neighbour.stat().st_mode & 0o777 == 0o600
+    assert (mounted / swap.name).stat().st_mode & 0o777 == 0o640
+    neighbour.unlink()
 
 
 def filesystem_of(name: str) -> int:
