@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Batching seen: the same pages with the plug merging them, and without.
 
-Shows: 96 pages that three reclaimers push out at once, each 32 in a row, pass through the plug of the engine
+Shows: 96 pages of three processes that are pushed out at once, each 32 in a row, pass through the plug of the engine
 (fuseswap/swap/plug.py) to a pretended server: once with wtmax of one page, so that nothing can merge, once with
 1 MiB. A call slot that is free is the unplug; while all are busy, neighbours join. No timer holds a page back.
 The result is two numbers, and a picture with a bar for each call.
@@ -110,7 +110,7 @@ def picture(panels: list[tuple[str, list[Bar]]]) -> str:
             parts.append(
                 f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle" fill="#555">{milliseconds} ms</text>'
             )
-    note = "A bar is one WRITE call, the number its pages; a colour is one reclaimer."
+    note = "A bar is one WRITE call, the number its pages; a colour is one process."
     parts.append(f'<text x="{left}" y="{height - 8}" fill="#555">{note}</text>')
     parts.append("</svg>\n")
     return "\n".join(parts)
