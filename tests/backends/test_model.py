@@ -151,7 +151,7 @@ class Agreement(RuleBasedStateMachine):
         return {kind: answer[0] for kind, answer in answers.items()}
 
     def both(self, operation: str, *arguments: Any) -> dict[str, Any]:
-        answers = {}
+        answers: dict[str, Any] = {}
         for kind, portal in self.portals.items():
             own = [argument[kind] if isinstance(argument, dict) else argument for argument in arguments]
             function = _list if operation == "list" else None

@@ -296,20 +296,20 @@ def test_wild_replies_end_as_values_or_errno(
             ]
 
         rule, mangled_count = mangled(0.5, 120)
-        proxy.on_reply = rule
+        wild.on_reply = rule
         serial = 0
         while mangled_count() < 120:
             serial += 1
             with trio.fail_after(30):
                 await attempt(rng.choice(calls(b"n%d" % serial)))
-        proxy.on_reply = forward
+        wild.on_reply = forward
         assert (await backend.getattr(root, ROOT)).type is FileType.DIRECTORY
 
     async def main() -> None:
-        async with through(proxy, nfs_server, nfs_dir) as backend:
+        async with through(wild, nfs_server, nfs_dir) as backend:
             await test(backend)
 
-    with pytest.MonkeyPatch.context() as patch, Proxy(nfs_server.nfs_port, seed=seed) as proxy:
+    with pytest.MonkeyPatch.context() as patch, Proxy(nfs_server.nfs_port, seed=seed) as wild:
         patch.setattr(client_module, "_SILENCE_SECONDS", 1.0)
         patch.setattr(client_module, "_JUKEBOX_SECONDS", (0.001, 0.01))
         patch.setattr(client_module, "_BACKOFF_SECONDS", (0.001, 0.01))

@@ -35,7 +35,7 @@ def start(
 ) -> "subprocess.Popen[str]":
     """Start `fuseswap ARGUMENTS`, perhaps below a wrapper like unshare."""
     return subprocess.Popen(
-        [*wrapper, *FUSESWAP, *map(os.fspath, arguments)],
+        [*wrapper, *FUSESWAP, *(os.fspath(argument) for argument in arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

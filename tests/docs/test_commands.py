@@ -167,7 +167,8 @@ def commands_of(pages: Sequence[Path]) -> list[Command]:
 def test_commands(page: Path, reader: Reader) -> None:
     for command in commands_of([page]):
         if not reason_not_to_run(command):
-            BEFORE.get(command.text, lambda reader: None)(reader)
+            if command.text in BEFORE:
+                BEFORE[command.text](reader)
             reader.run(command.text)
 
 

@@ -91,7 +91,7 @@ def test_stable() -> None:
 @pytest.mark.parametrize("name", ["extents.py", "batching.py", "reserve.py", "stable.py", "holes.py"])
 def test_without_root(name: str) -> None:
     """Nobody's right is needed; of holes.py only the kernel's opinion is missing."""
-    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all")
+    nobody: tuple[str, ...] = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all")
     if subprocess.run([*nobody, sys.executable, "-c", "import fuseswap"], capture_output=True).returncode:
         # The interpreter lies in root's home: then at least no right is there.
         nobody = ("setpriv", "--inh-caps=-all", "--bounding-set=-all", "--securebits=+noroot")

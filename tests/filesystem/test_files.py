@@ -83,7 +83,7 @@ def test_mapped_files(root: Path) -> None:
         view[10_000:10_005] = b"dirty"
         view.flush()
     assert path.read_bytes()[10_000:10_005] == b"dirty"
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
+    with path.open("rb") as reader, mmap.mmap(reader.fileno(), 0, prot=mmap.PROT_READ) as view:
         assert view[10_000:10_005] == b"dirty"
 
 

@@ -16,6 +16,11 @@ from tests.filesystem.conftest import Mount
 from tests.kit.wait import wait_until
 
 
+def write_and_sync(descriptor: int) -> None:
+    os.pwrite(descriptor, b"x" * 10, 0)
+    os.fsync(descriptor)
+
+
 def test_soft_ends_the_wait_with_eio(mount: Mount, fresh_nfs_server: GaneshaServer) -> None:
     point = mount(fresh_nfs_server.url(), "soft,timeo=1.5,actimeo=0").point
     (point / "file").write_bytes(b"content" * 1000)
@@ -24,7 +29,7 @@ def test_soft_ends_the_wait_with_eio(mount: Mount, fresh_nfs_server: GaneshaServ
     calls: dict[str, Callable[[], object]] = {
         "stat": lambda: (point / "file").stat(),
         "open": lambda: (point / "other").touch(),
-        "fsync": lambda: (os.pwrite(writer, b"x" * 10, 0), os.fsync(writer)),
+        "fsync": lambda: write_and_sync(writer),
         "list": lambda: list(point.iterdir()),
     }
     for name, call in calls.items():
