@@ -302,6 +302,8 @@ def _apply(path: Path, changes: SetAttributes) -> None:
         os.chown(path, -1 if changes.uid is None else changes.uid, -1 if changes.gid is None else changes.gid)
     if changes.mode is not None:
         path.chmod(changes.mode)
+    if changes.touch:
+        os.utime(path)
     if changes.atime_ns is not None or changes.mtime_ns is not None:
         now = path.stat()
         atime = now.st_atime_ns if changes.atime_ns is None else changes.atime_ns

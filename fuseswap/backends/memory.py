@@ -72,7 +72,10 @@ class MemoryBackend:
             self._truncate(inode, changes.size)
         values = {name: getattr(changes, name) for name in ("mode", "uid", "gid", "atime_ns", "mtime_ns")}
         given = {name: value for name, value in values.items() if value is not None}
-        inode.attributes = evolve(inode.attributes, ctime_ns=time.time_ns(), **given)
+        now = time.time_ns()
+        if changes.touch:
+            given |= {"atime_ns": now, "mtime_ns": now}
+        inode.attributes = evolve(inode.attributes, ctime_ns=now, **given)
         return inode.attributes
 
     async def lookup(self, parent: Handle, name: bytes, caller: Caller) -> tuple[Handle, Attributes]:
@@ -316,6 +319,8 @@ class MemoryBackend:
                 _fail(errno.EPERM)
         if (changes.atime_ns is not None or changes.mtime_ns is not None) and not owner:
             _fail(errno.EPERM)
+        if changes.touch and not owner and not permits(attributes, caller, os.W_OK):
+            _fail(errno.EACCES)
         if changes.size is not None:
             if attributes.type is FileType.DIRECTORY:
                 _fail(errno.EISDIR)

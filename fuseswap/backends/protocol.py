@@ -77,6 +77,8 @@ class SetAttributes:
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    touch: bool = False
+    """Both times become the server's own (SET_TO_SERVER_TIME): who may write the file may do that."""
 
 
 @frozen

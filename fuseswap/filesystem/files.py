@@ -9,6 +9,7 @@ from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT
 from fuseswap.backends.protocol import Attributes, Caller, SetAttributes
 from fuseswap.filesystem.entries import changes_of
 from fuseswap.filesystem.inodes import Node
+from fuseswap.filesystem.privileges import set_attributes
 from fuseswap.filesystem.removal import remove_hidden
 from fuseswap.filesystem.serving import OpenFile, Serving
 from fuseswap.filesystem.translate import answers_errno
@@ -42,7 +43,7 @@ class FileOperations(Serving):
                 self.in_background("setattr", lambda: self.backend.setattr(node.handle, changes, caller))
             else:
                 await self.gathering.drain(node.handle)
-                node.attributes = await self.backend.setattr(node.handle, changes, caller)
+                await set_attributes(self.backend, node, changes, caller)
         return self.entry(node)
 
     @answers_errno
@@ -140,7 +141,7 @@ class FileOperations(Serving):
         with self.changing(node):
             self.active.check(Operation.OPEN_TRUNCATE, node.handle)
             await self.gathering.drain(node.handle)
-            node.attributes = await self.backend.setattr(node.handle, SetAttributes(size=0), caller)
+            await set_attributes(self.backend, node, SetAttributes(size=0), caller)
 
     def _opened(self, node: Node, caller: Caller, flags: int, pid: int) -> pyfuse3.FileInfo:
         fh = FileHandleT(next(self.numbers))

@@ -394,6 +394,23 @@ def test_attributes_are_set_one_by_one(run: Runner) -> None:
     run(test)
 
 
+def test_who_may_write_may_touch(run: Runner) -> None:
+    async def test(backend: Backend) -> None:
+        handle = await make(backend, b"f")
+        old = 1_000_000_000 * 10**9
+        for mode, gid, refused in ((0o644, 0, True), (0o666, 0, False), (0o664, USER.groups[0], False)):
+            changes = SetAttributes(mode=mode, gid=gid, atime_ns=old, mtime_ns=old)
+            await backend.setattr(handle, changes, ROOT)
+            if refused:
+                await fails(errno.EACCES, backend.setattr(handle, SetAttributes(touch=True), USER))
+                continue
+            await fails(errno.EPERM, backend.setattr(handle, SetAttributes(mtime_ns=old + 1), USER))
+            found = await backend.setattr(handle, SetAttributes(touch=True), USER)
+            assert min(found.atime_ns, found.mtime_ns) > old
+
+    run(test)
+
+
 def test_times_follow_changes(run: Runner) -> None:
     async def test(backend: Backend) -> None:
         handle = await make(backend, b"f")

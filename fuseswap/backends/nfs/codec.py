@@ -33,6 +33,7 @@ ENTRIES_MAX: Final = 1 << 16
 _UNCHECKED: Final = 0
 _GUARDED: Final = 1
 _EXCLUSIVE: Final = 2
+_SET_TO_SERVER_TIME: Final = 1
 _SET_TO_CLIENT_TIME: Final = 2
 UNSTABLE: Final = 0
 FILE_SYNC: Final = 2
@@ -416,6 +417,8 @@ def _put_changes(field: Any, changes: SetAttributes) -> None:
             part = getattr(field, name)
             part.set_it = 1
             setattr(getattr(part, f"set_{name}3_u"), name, value)
+    if changes.touch:
+        field.atime.set_it = field.mtime.set_it = _SET_TO_SERVER_TIME
     for name in ("atime", "mtime"):
         nanoseconds = getattr(changes, f"{name}_ns")
         if nanoseconds is not None:
