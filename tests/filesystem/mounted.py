@@ -64,9 +64,12 @@ class Mounted:
         if answer != b"ready":
             self.kill()
             raise AssertionError(self.log.read_text())
-        self._watchdog = threading.Timer(HANG_SECONDS, self._abort)
-        self._watchdog.daemon = True
-        self._watchdog.start()
+        self._watchdog = self._new_watchdog(HANG_SECONDS)
+
+    def watch(self, seconds: float = HANG_SECONDS) -> None:
+        """Count the time until the connection is aborted anew."""
+        self._watchdog.cancel()
+        self._watchdog = self._new_watchdog(seconds)
 
     def wait(self) -> int:
         """The exit status."""
@@ -104,6 +107,12 @@ class Mounted:
             self.kill()
         assert not self.hung, f"the mount hung: {self.log.read_text()}"
         assert "Traceback" not in self.log.read_text(), self.log.read_text()
+
+    def _new_watchdog(self, seconds: float) -> threading.Timer:
+        watchdog = threading.Timer(seconds, self._abort)
+        watchdog.daemon = True
+        watchdog.start()
+        return watchdog
 
     def _abort(self) -> None:
         self.hung = True
