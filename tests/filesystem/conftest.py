@@ -74,13 +74,13 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         if kind == "native":
             yield World(kind, behind)
             return
-        source = {"memory": "mem:256M", "local": f"file://{behind}"}.get(kind)
+        sources = {"memory": "mem:256M", "local": f"file://{behind}"}
         if kind == "nfs":
             server: GaneshaServer = request.getfixturevalue("nfs_server")
-            source = server.url(Path(tempfile.mkdtemp(prefix="world-", dir=server.export_dir)).name)
+            sources["nfs"] = server.url(Path(tempfile.mkdtemp(prefix="world-", dir=server.export_dir)).name)
         point = directory / "mount"
         point.mkdir()
-        mounted = stack.enter_context(Mounted(source, point, "allow_other"))
+        mounted = stack.enter_context(Mounted(sources[kind], point, "allow_other"))
         point.chmod(0o755)
         yield World(kind, point, mounted)
 

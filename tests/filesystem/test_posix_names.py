@@ -491,7 +491,7 @@ def test_nothing_changes_on_a_read_only_mount(mount: Callable[..., Any], disk_di
     point = mount(f"file://{behind}", "ro").point
     calls = calls_on(point / "file", point / "file")
     new = calls_on(point / "new", point / "file")
-    cases = {
+    cases: Calls = {
         **{call: calls[call] for call in ("chmod", "chown", "truncate", "utimensat", "unlink", "rename from")},
         **{call: new[call] for call in ("create", "link to", "mkdir", "mkfifo", "mknod", "rename to", "symlink")},
         "rmdir": (os.rmdir, (point / "directory",)),
