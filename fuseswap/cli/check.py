@@ -19,15 +19,12 @@ from fuseswap.host.bounded import HostError, call
 from fuseswap.swap.activation import (
     CHECK_MARK,
     CHECK_RECURSION,
-    CheckReport,
-    Outcome,
-    check_report,
     describe_mark,
     is_mark_of,
-    plain_error,
 )
 from fuseswap.swap.errors import ContractError
 from fuseswap.swap.header import Mark
+from fuseswap.swap.report import CheckReport, Outcome, check_report, plain_error
 from fuseswap.swap.target import ActivationRequest
 from fuseswap.swap.units import XATTR_CHECK
 

@@ -18,10 +18,11 @@ from attrs import define, evolve
 from fuseswap.backends.protocol import Attributes, Backend, Caller, Handle, SetAttributes
 from fuseswap.filesystem.adoption import active_elsewhere
 from fuseswap.filesystem.facts import gather_facts
-from fuseswap.swap.activation import CHECK_ACTIVE, check_report, swap_activate
+from fuseswap.swap.activation import CHECK_ACTIVE, swap_activate
 from fuseswap.swap.errors import ContractError
 from fuseswap.swap.header import MARK_BYTES, MARK_OFFSET, Mark, clear_mark, put_mark, read_mark
 from fuseswap.swap.lifecycle import Event, next_state
+from fuseswap.swap.report import check_report
 from fuseswap.swap.rules import FileState, Operation, verdict
 from fuseswap.swap.target import Activation, ActivationRequest, NfsTarget
 from fuseswap.swap.units import PAGE_SIZE

@@ -6,29 +6,24 @@ its header (read_swap_header), its extents (setup_swap_extents). What fuseswap d
 last and is marked as its own.
 
 How the extents come about is the decision behind SWP_FS_OPS: a backend with a swap_rw does the I/O itself, and
-slot n is page n of the file (nfs_swap_activate); a file whose blocks are known is swapped to by the kernel
-alone, without fuseswap (iomap_swapfile_activate); all else is refused.
+slot n is page n of the file (nfs_swap_activate); a file whose blocks are known, or a block device, is swapped to by
+the kernel alone, without fuseswap (iomap_swapfile_activate, setup_swap_extents); all else is refused.
 
 Nothing is looked up here: a backend reports `FileFacts`, and `swap_activate` judges them.
 """
 
-import json
-from collections.abc import Iterator
-from enum import Enum
 from errno import EBUSY, EDEADLK, EINVAL, EIO, EISDIR, ENOENT, ENXIO, EPERM, EROFS
 from stat import S_ISBLK, S_ISDIR, S_ISREG, S_ISSOCK
-from typing import Any, Final
+from typing import Final
 
-from attrs import asdict, frozen
+from attrs import frozen
 
-from fuseswap.swap.errors import Check, ContractError
+from fuseswap.swap.errors import Check
 from fuseswap.swap.extents import (
-    CHECK_BAD_PAGE,
     CHECK_EMPTY,
     CHECK_HOLES,
     EXTENT_CHECKS,
     FILL_FILE,
-    MAPPING_CHECKS,
     Layout,
     Mapping,
     SwapExtent,
@@ -158,7 +153,7 @@ CHECK_RECURSION: Final = Check(
     errno=EDEADLK,
     imposed_by="fuseswap",
     why="A page that goes out would wait for a mount, or for memory, that waits for that page.",
-    text="{what}",
+    text="would swap to itself: {what}",
     remedy="use a file that depends on nothing of fuseswap on this machine",
 )
 ACTIVATION_CHECKS: Final = (
@@ -182,10 +177,6 @@ ACTIVATION_CHECKS: Final = (
     CHECK_RECURSION,
 )
 """All checks, in order."""
-
-REPORT_RANGES_MAX: Final = 256
-"""Data ranges and extents that a report lists, so that it fits an extended attribute (64 KiB)."""
-
 
 @frozen
 class DataRange:
@@ -253,9 +244,9 @@ def swap_activate(facts: FileFacts, request: ActivationRequest | None = None) ->
     """The verdict on a file, in the order of ACTIVATION_CHECKS.
 
     Without `request`, a mark in the header page is not judged, as nobody knows whose machine this is.
-    ContractError with the errno and words of the first check that fails: sys_swapon, read_swap_header
-    (mm/swapfile.c), nfs_swap_activate (fs/nfs/file.c) or iomap_swapfile_activate (fs/iomap/swapfile.c), then
-    fuseswap's own.
+    ContractError with the errno (EINVAL for most) and the words of the first check that fails: sys_swapon,
+    read_swap_header (mm/swapfile.c), nfs_swap_activate (fs/nfs/file.c) or iomap_swapfile_activate
+    (fs/iomap/swapfile.c), then fuseswap's own.
     """
     _check_open(facts)
     header = _check_header(facts)
@@ -361,159 +352,3 @@ def _has_hole(ranges: tuple[DataRange, ...], length_bytes: int) -> bool:
             break
         covered = max(covered, data.end)
     return covered < length_bytes
-
-
-class Outcome(Enum):
-    """How a check went."""
-
-    PASSED = "passed"
-    FAILED = "failed"
-    NOT_REACHED = "not reached"
-    """A check before it failed."""
-    NOT_APPLICABLE = "not applicable"
-    """It is not made of a file of this kind."""
-
-
-@frozen
-class CheckResult:
-    """One check of a report."""
-
-    check: Check
-    outcome: Outcome
-
-
-@frozen
-class CheckReport:
-    """Everything that swap_activate and swapon would say of a file."""
-
-    facts: FileFacts
-    checks: tuple[CheckResult, ...]
-    header: SwapHeader | None
-    """None where page 0 holds none that the kernel would read."""
-    mark: Mark | None
-    verdict: Verdict | None
-    error: ContractError | None
-    """Why there is no verdict."""
-
-    def to_plain(self) -> dict[str, Any]:
-        """The report as JSON's objects, lists, strings and numbers."""
-        return {
-            "verdict": "ok" if self.error is None else self.error.errno_name,
-            "facts": _plain_facts(self.facts),
-            "header": _plain_header(self.header) if self.header else None,
-            "mark": asdict(self.mark) if self.mark else None,
-            "checks": [_plain_result(result) for result in self.checks],
-            "activation": _plain_verdict(self.verdict) if self.verdict else None,
-            "error": plain_error(self.error) if self.error else None,
-        }
-
-    def to_json(self) -> str:
-        """JSON text of `to_plain`, ASCII, less than 64 KiB."""
-        return json.dumps(self.to_plain())
-
-
-def check_report(facts: FileFacts, request: ActivationRequest | None = None) -> CheckReport:
-    """What `swap_activate` says of a file, check by check. Never fails: a refusal is in the report."""
-    verdict: Verdict | None = None
-    error: ContractError | None = None
-    try:
-        verdict = swap_activate(facts, request)
-    except ContractError as refusal:
-        error = refusal
-    page = facts.header_page or b""
-    return CheckReport(
-        facts=facts,
-        checks=tuple(_results(facts, error)),
-        header=_readable_header(page),
-        mark=read_mark(page),
-        verdict=verdict,
-        error=error,
-    )
-
-
-def _results(facts: FileFacts, error: ContractError | None) -> Iterator[CheckResult]:
-    skipped = _inapplicable(facts)
-    outcome = Outcome.PASSED
-    for check in ACTIVATION_CHECKS:
-        if error is not None and check.step == error.step:
-            yield CheckResult(check, Outcome.FAILED)
-            outcome = Outcome.NOT_REACHED
-        else:
-            yield CheckResult(check, Outcome.NOT_APPLICABLE if check in skipped else outcome)
-
-
-def _inapplicable(facts: FileFacts) -> set[Check]:
-    """Checks that are not made of a file of this kind: SWP_FS_OPS or not."""
-    if facts.has_swap_rw:
-        return set(EXTENT_CHECKS)
-    skipped = {CHECK_ALLOCATED, CHECK_HOLES, *(check for check in ACTIVATION_CHECKS if check.own)} - {CHECK_RECURSION}
-    if facts.mappings is None:
-        return skipped | set(EXTENT_CHECKS)
-    of_other_kind = MAPPING_CHECKS if facts.is_device else (CHECK_BAD_PAGE,)
-    return skipped | {CHECK_SWAP_RW, *of_other_kind}
-
-
-def _readable_header(page: bytes) -> SwapHeader | None:
-    try:
-        return parse_header(page)
-    except ContractError:
-        return None
-
-
-def _plain_facts(facts: FileFacts) -> dict[str, Any]:
-    plain = asdict(facts, recurse=False)
-    del plain["header_page"], plain["data_ranges"], plain["mappings"]
-    plain["mode"] = f"{facts.mode:o}"
-    ranges = facts.data_ranges
-    if ranges is not None:
-        plain["data_range_count"] = len(ranges)
-        plain["data_ranges"] = [[data.start, data.end] for data in ranges[:REPORT_RANGES_MAX]]
-    return plain
-
-
-def _plain_header(header: SwapHeader) -> dict[str, Any]:
-    return {
-        "version": header.version,
-        "byte_order": header.byte_order,
-        "last_page": header.last_page,
-        "bad_pages": list(header.bad_pages),
-        "uuid": str(header.uuid),
-        "label": header.label.decode(errors="backslashreplace"),
-    }
-
-
-def _plain_result(result: CheckResult) -> dict[str, Any]:
-    check = result.check
-    return {
-        "step": check.step,
-        "outcome": result.outcome.value,
-        "imposed_by": check.imposed_by,
-        "why": check.why,
-    }
-
-
-def _plain_verdict(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "fs_ops": verdict.fs_ops,
-        "pages": verdict.pages,
-        "extent_count": len(verdict.extents),
-        "extents": [
-            [extent.start_page, extent.page_count, extent.start_block]
-            for extent in verdict.extents[:REPORT_RANGES_MAX]
-        ],
-        "span": verdict.span,
-        "stolen_from": asdict(verdict.stolen_from) if verdict.stolen_from else None,
-    }
-
-
-def plain_error(error: ContractError) -> dict[str, Any]:
-    """A refusal as JSON's objects, as in a report. Never fails."""
-    return {
-        "errno": error.errno,
-        "errno_name": error.errno_name,
-        "step": error.step,
-        "text": error.text,
-        "kernel_text": error.kernel_text,
-        "own": error.own,
-        "remedy": error.remedy,
-    }

@@ -10,6 +10,8 @@ Three ways, one for each kind of swap area (setup_swap_extents, mm/swapfile.c):
 - `iomap_extents`: the same from a list of mappings (iomap_swapfile_activate, fs/iomap/swapfile.c; ext4, xfs).
   Runs of physically contiguous blocks are rounded inward to whole pages.
 
+A block device needs none of that (`device_extents`): slot n is page n of it.
+
 Terms: a swap extent is (start_page, page_count, start_block), the block in units of pages too. `pages_max` is
 `max` of the kernel: last_page + 1. The span is the distance between the lowest and the highest page used on
 the disk, header excluded; the kernel logs it as `across`.
@@ -214,8 +216,7 @@ def iomap_extents(size_bytes: int, pages_max: int, mappings: Iterable[Mapping]) 
 
     It walks the size rounded down to a page, whatever the header claims, and looks at all of it. Physically
     contiguous mappings are gathered into runs, written or not; each run is rounded inward to whole pages.
-    ContractError EINVAL: a mapping that is inline, a hole
-    or shared, or not one whole page.
+    ContractError EINVAL: a mapping that is inline, a hole or shared, or not one whole page.
     """
     limit = size_bytes // PAGE_SIZE * PAGE_SIZE
     runs: list[Mapping] = []

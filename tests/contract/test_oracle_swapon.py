@@ -25,8 +25,9 @@ from fuseswap.cli.failure import Exit
 from fuseswap.cli.local_facts import local_facts
 from fuseswap.cli.main import main
 from fuseswap.host.bounded import run
-from fuseswap.swap.activation import DataRange, FileFacts, check_report
+from fuseswap.swap.activation import DataRange, FileFacts
 from fuseswap.swap.header import ByteOrder, SwapHeader, format_header
+from fuseswap.swap.report import check_report
 from fuseswap.swap.units import PAGE_SIZE
 from tests.cli.command import fuseswap
 from tests.contract import syscalls

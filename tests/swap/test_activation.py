@@ -12,16 +12,14 @@ from hypothesis import strategies as st
 
 from fuseswap.swap.activation import (
     ACTIVATION_CHECKS,
-    REPORT_RANGES_MAX,
     DataRange,
     FileFacts,
-    Outcome,
-    check_report,
     swap_activate,
 )
 from fuseswap.swap.errors import ContractError
 from fuseswap.swap.extents import EXTENT_CHECKS, Mapping, SwapExtent
 from fuseswap.swap.header import Mark, SwapHeader, format_header, put_mark
+from fuseswap.swap.report import REPORT_RANGES_MAX, Outcome, check_report
 from fuseswap.swap.target import ActivationRequest
 from fuseswap.swap.units import PAGE_SIZE
 from tests.swap.test_header import HEADERS, MARKS, PAGES, raw_header
@@ -161,7 +159,12 @@ def test_what_stands_on_fuseswap_is_refused_whoever_does_the_io() -> None:
     local_file = local(Mapping(0, SIZE_BYTES, 4096))(GOOD)
     for facts in (GOOD, local_file, device(GOOD)):
         error = refusal(evolve(facts, stands_on="it lies there"))
-        assert (error.step, error.errno, error.own, error.text) == ("recursion", EDEADLK, True, "it lies there")
+        assert (error.step, error.errno, error.own, error.text) == (
+            "recursion",
+            EDEADLK,
+            True,
+            "would swap to itself: it lies there",
+        )
         assert error.errno_name == "EDEADLK"
 
 

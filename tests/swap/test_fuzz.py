@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fuseswap.swap.activation import FileFacts, check_report, swap_activate
+from fuseswap.swap.activation import FileFacts, swap_activate
 from fuseswap.swap.errors import ContractError
 from fuseswap.swap.header import (
     MARK_BYTES,
@@ -24,6 +24,7 @@ from fuseswap.swap.header import (
     put_mark,
     read_mark,
 )
+from fuseswap.swap.report import check_report
 from fuseswap.swap.target import ActivationRequest
 from fuseswap.swap.units import PAGE_SIZE
 
