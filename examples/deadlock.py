@@ -174,7 +174,7 @@ def show_stack(who: str, pid: int) -> None:
     state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     print(f"{who}, process {pid}, state {state}:")
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/stack").read_text().splitlines()[:20]:
+        for line in Path(f"/proc/{pid}/stack").read_text().splitlines():
             print(f"    {line.partition('] ')[2]}")
     print()
 
