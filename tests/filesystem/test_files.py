@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import fuseswap
+from fuseswap.host.fiemap import mappings
+from tests.contract.syscalls import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate, get_flags
 from tests.filesystem.conftest import Mount
 
 
@@ -36,6 +38,24 @@ def test_a_source_tree_there_and_back(root: Path, tmp_path: Path) -> None:
         assert (found.st_mode, found.st_mtime_ns) == (original.st_mode, original.st_mtime_ns)
     subprocess.run(["rm", "-r", root / "tree"], check=True, timeout=60)
     assert names(root) == []
+
+
+def test_messages_that_pyfuse3_does_not_know(root: Path) -> None:
+    """FALLOCATE, LSEEK, IOCTL; COPY_FILE_RANGE is in test_gathering.py."""
+    path = root / "file"
+    path.write_bytes(b"x" * 5000)
+    with path.open("r+b") as file:
+        for mode in (0, FALLOC_KEEP_SIZE, FALLOC_KEEP_SIZE | FALLOC_PUNCH_HOLE):
+            with fails(errno.EOPNOTSUPP):
+                fallocate(file.fileno(), mode, 0, 20_000)
+        os.posix_fallocate(file.fileno(), 0, 20_000)
+        assert path.read_bytes() == b"x" * 5000 + bytes(15_000)
+        assert os.lseek(file.fileno(), 6000, os.SEEK_DATA) == 6000
+        assert os.lseek(file.fileno(), 6000, os.SEEK_HOLE) == 20_000
+        with fails(errno.ENOTTY):
+            get_flags(file.fileno())
+        with fails(errno.EOPNOTSUPP):
+            mappings(file.fileno(), 20_000)
 
 
 def test_contents(root: Path) -> None:
