@@ -17,6 +17,9 @@ from fuseswap.backends.protocol import Caller, Handle
 KEPT_BYTES_MAX: Final = 64 << 20
 """Of all files together; a writer that would exceed it commits first."""
 
+COMMIT_BYTES: Final = 16 << 20
+"""Of one file: the server's disk is to be busy while more comes, not only at the end."""
+
 
 @frozen
 class Kept:
@@ -31,6 +34,7 @@ class Kept:
 class _File:
     caller: Caller
     kept: list[Kept] = field(factory=list)
+    kept_bytes: int = 0
     writing: int = 0
     """Writes now on their way."""
     changed: trio.Event = field(factory=trio.Event)
@@ -62,12 +66,13 @@ class UnstableWrites:
         self._rewrite = rewrite
         self._commit = commit
         self._files: dict[Handle, _File] = {}
+        self._making_room = trio.Lock()
         self.kept_bytes = 0
 
     async def write(self, handle: Handle, offset: int, data: bytes, caller: Caller) -> None:
         """Write and remember. Errors as the backend's `write`."""
         if self.kept_bytes + len(data) > KEPT_BYTES_MAX:
-            await self.settle_all()
+            await self._make_room(len(data))
         while (file := self._files.setdefault(handle, _File(caller))).closed:
             await file.changed.wait()
         file.caller = caller
@@ -77,10 +82,13 @@ class UnstableWrites:
             if verifier is not None:
                 file.kept.append(Kept(offset, data, verifier))
                 self.kept_bytes += len(data)
+                file.kept_bytes += len(data)
         finally:
             file.writing -= 1
             file.notify()
             self._drop_if_idle(handle, file)
+        if file.kept_bytes >= COMMIT_BYTES and not file.committing.locked():
+            await self._settle(handle, file)
 
     async def commit(self, handle: Handle) -> None:
         """Everything answered before this call is on stable storage when it returns.
@@ -106,6 +114,12 @@ class UnstableWrites:
         file = self._files.get(handle)
         if file is not None:
             self._release(handle, file, len(file.kept))
+
+    async def _make_room(self, bytes_wanted: int) -> None:
+        # One at a time: those who waited find what the first has committed.
+        async with self._making_room:
+            if self.kept_bytes + bytes_wanted > KEPT_BYTES_MAX:
+                await self.settle_all()
 
     async def _settle(self, handle: Handle, file: _File) -> None:
         async with file.committing:
@@ -133,7 +147,9 @@ class UnstableWrites:
             file.notify()
 
     def _release(self, handle: Handle, file: _File, count: int) -> None:
-        self.kept_bytes -= sum(len(kept.data) for kept in file.kept[:count])
+        released = sum(len(kept.data) for kept in file.kept[:count])
+        file.kept_bytes -= released
+        self.kept_bytes -= released
         del file.kept[:count]
         self._drop_if_idle(handle, file)
 
