@@ -9,7 +9,7 @@ from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT
 from fuseswap.backends.protocol import Attributes, Caller, SetAttributes
 from fuseswap.filesystem.entries import changes_of
 from fuseswap.filesystem.inodes import Node
-from fuseswap.filesystem.privileges import set_attributes
+from fuseswap.filesystem.privileges import before_write, set_attributes
 from fuseswap.filesystem.removal import remove_hidden
 from fuseswap.filesystem.serving import OpenFile, Serving
 from fuseswap.filesystem.translate import answers_errno
@@ -88,6 +88,7 @@ class FileOperations(Serving):
         node = file.node
         with self.changing(node):
             self.active.check(Operation.WRITE, node.handle)
+            await before_write(self.backend, node, file.caller)
             await self.gathering.write(node, off, buf, file.caller)
             if file.direct:
                 await self.gathering.settle(node.handle)

@@ -1,6 +1,7 @@
 """The filesystem's process: mounts, serves, and leaves when the mount does."""
 
 import contextlib
+import ctypes
 import errno
 import logging
 import os
@@ -15,7 +16,7 @@ import trio
 from fuseswap.backends.groups import first_error
 from fuseswap.backends.protocol import Backend
 from fuseswap.backends.source import open_source
-from fuseswap.filesystem import readahead
+from fuseswap.filesystem import handshake, readahead
 from fuseswap.filesystem.active import ROOT, ActiveFiles
 from fuseswap.filesystem.adoption import active_elsewhere
 from fuseswap.filesystem.operations import Operations
@@ -34,6 +35,13 @@ READ_SECONDS: Final = 1.0
 GRACE_SECONDS: Final = 3.0
 """After a signal: for requests under way, and for what is written to reach stable storage."""
 
+_HEAP_FREE_BYTES_MAX: Final = 64 << 20
+_MMAP_THRESHOLD_BYTES: Final = 32 << 20
+"""The largest that malloc takes."""
+
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+
 
 def run(source: str, mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
     """Mount `source` on `mountpoint` and serve until it is unmounted or a signal comes.
@@ -41,6 +49,7 @@ def run(source: str, mountpoint: str, options: MountOptions, ready: Callable[[],
     `ready` is called once the mount answers. Errors before that: SourceError, or OSError with one line of text.
     """
     _check_mountpoint(mountpoint)
+    _keep_freed_memory()
     with first_error():
         trio.run(_serve, source, mountpoint, options, ready)
 
@@ -57,6 +66,7 @@ async def _serve(source: str, mountpoint: str, options: MountOptions, ready: Cal
         except RuntimeError:
             raise OSError(errno.EIO, f"{mountpoint}: mount(2) failed") from None
         try:
+            await handshake.negotiate()
             with trio.CancelScope() as serving, _interrupted_reads():
                 await nursery.start(_leave_at_signal, serving)
                 nursery.start_soon(operations.waiting.watch)
@@ -94,6 +104,14 @@ async def _leave_at_signal(serving: trio.CancelScope, task_status: trio.TaskStat
             log.info("%s: leaving", signal.Signals(number).name)
             pyfuse3.terminate()
             serving.deadline = trio.current_time() + GRACE_SECONDS
+
+
+def _keep_freed_memory() -> None:
+    """mallopt(3): buffers of a MiB are reused instead of going back to the kernel, which would have to clear them
+    again, page by page; that is a quarter of the time of a large READ. Up to _HEAP_FREE_BYTES_MAX stay."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
+    libc.mallopt(_M_TRIM_THRESHOLD, _HEAP_FREE_BYTES_MAX)
 
 
 def _adopt(backend: Backend, active: ActiveFiles, nursery: trio.Nursery) -> None:

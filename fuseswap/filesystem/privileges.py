@@ -2,7 +2,8 @@
 
 Under default_permissions the kernel has decided who may do what. Two things it lets through are not the caller's
 by the mode bits alone: who may write a file may set its times to now (setattr_prepare, fs/attr.c), and whoever
-writes it takes its setuid and setgid bits (file_remove_privs, fs/inode.c), which FUSE makes a SETATTR of the mode.
+writes it or changes its owner takes its setuid and setgid bits (file_remove_privs, fs/inode.c; chown_common,
+fs/open.c). A kernel that knows FUSE_HANDLE_KILLPRIV_V2 leaves that to us, an older one makes it a SETATTR of the mode.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ from typing import Final
 
 from attrs import evolve
 
-from fuseswap.backends.protocol import Attributes, Backend, Caller, SetAttributes
+from fuseswap.backends.protocol import Attributes, Backend, Caller, FileType, SetAttributes
 from fuseswap.filesystem.inodes import Node
 
 _SETUID: Final = 0o4000
@@ -30,10 +31,20 @@ async def set_attributes(backend: Backend, node: Node, changes: SetAttributes, c
             changes = evolve(changes, mode=None)
             if changes == SetAttributes():
                 return
+    if changes.mode is None and (changes.uid, changes.gid) != (None, None) and known.type is FileType.REGULAR:
+        mode = _without_setid(known, caller) & ~_bits_of_owner(known)
+        changes = evolve(changes, mode=None if mode == known.mode else mode)
     node.attributes = await backend.setattr(node.handle, changes, caller)
-    if changes.size is not None and (mode := _without_setid(node.attributes, caller)) != node.attributes.mode:
-        # O_TRUNC comes without a mode.
-        await _drop_setid(backend, node, mode)
+    if changes.size is not None:
+        await before_write(backend, node, caller)
+
+
+async def before_write(backend: Backend, node: Node, caller: Caller) -> None:
+    """`caller` changes the contents."""
+    if node.attributes.mode & (_SETUID | _SETGID):
+        mode = _without_setid(node.attributes, caller)
+        if mode != node.attributes.mode:
+            await _drop_setid(backend, node, mode)
 
 
 async def _drop_setid(backend: Backend, node: Node, mode: int) -> None:
@@ -45,6 +56,11 @@ async def _drop_setid(backend: Backend, node: Node, mode: int) -> None:
 
 def _only_drops_setid(before: int, after: int) -> bool:
     return before & after == after and (before ^ after) & ~(_SETUID | _SETGID) == 0
+
+
+def _bits_of_owner(attributes: Attributes) -> int:
+    """Those that go with a change of owner or group, whoever makes it."""
+    return _SETUID | _SETGID if attributes.mode & _GROUP_EXECUTES else _SETUID
 
 
 def _without_setid(attributes: Attributes, caller: Caller) -> int:
