@@ -1,6 +1,7 @@
 """A filesystem process of a test's own, and its end in every case."""
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
@@ -12,15 +13,24 @@ from types import TracebackType
 from typing import Self
 
 from tests.kit.rescue import Leftovers, fuse_mounts
+from tests.kit.wait import wait_until
 
 _SERVE = """
-import logging, os, sys
+import gc, logging, os, signal, sys
+from fuseswap.filesystem.inodes import InodeTable
 from fuseswap.filesystem.main import run
 from fuseswap.filesystem.options import parse_mount_options
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
 ready = int(sys.argv[4])
+def count(number, frame):
+    (table,) = (thing for thing in gc.get_objects() if isinstance(thing, InodeTable))
+    logging.info("%d nodes", len(table))
+signal.signal(signal.SIGUSR2, count)
 run(sys.argv[1], sys.argv[2], parse_mount_options(sys.argv[3]), lambda: os.write(ready, b"ready"))
 """
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_MS_REMOUNT, _MS_NOSUID, _MS_NODEV = 32, 2, 4
 
 START_SECONDS = 20
 HANG_SECONDS = 60
@@ -70,6 +80,24 @@ class Mounted:
         """Count the time until the connection is aborted anew."""
         self._watchdog.cancel()
         self._watchdog = self._new_watchdog(seconds)
+
+    def nodes(self) -> int:
+        """How many files the process knows; the kernel has named no more that it has not given back."""
+        before = self.log.read_text().count(" nodes\n")
+        os.kill(self.pid, signal.SIGUSR2)
+        wait_until(lambda: self.log.read_text().count(" nodes\n") > before, seconds=10, what="the number of nodes")
+        return int(self.log.read_text().rpartition(" nodes\n")[0].rpartition(" ")[2])
+
+    def resident_bytes(self) -> int:
+        """RSS of the process."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * 4096
+
+    def forget(self) -> None:
+        """Make the kernel drop what it remembers of this mount and does not use: a remount does (reconfigure_super)."""
+        flags = _MS_REMOUNT | _MS_NOSUID | _MS_NODEV
+        if _libc.mount(None, bytes(self.point), None, flags, None) < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
 
     def wait(self) -> int:
         """The exit status."""

@@ -18,7 +18,6 @@ from fuseswap.swap.counters import COUNTERS_BYTES, Counters, Word
 from fuseswap.swap.units import RUN_DIRECTORY
 from tests.filesystem import load
 from tests.filesystem.conftest import Mount
-from tests.filesystem.mounted import Mounted
 from tests.filesystem.swapfile import activate, activation, deactivate, write_swap_file
 from tests.kit.wait import wait_until
 
@@ -234,23 +233,3 @@ def test_files_that_others_remove_are_stale(mount: Mount, nfs_server: GaneshaSer
         with pytest.raises(OSError) as caught:
             os.fstat(file.fileno())
         assert caught.value.errno == errno.ESTALE
-
-
-def test_memory_is_flat_over_many_lookups(mount: Mount, nfs_server: GaneshaServer, nfs_dir: Path) -> None:
-    mounted = mount(nfs_server.url(nfs_dir.name), "actimeo=0")
-    for number in range(50):
-        (mounted.point / f"file-{number}").touch()
-
-    def look(times: int) -> None:
-        for _ in range(times):
-            for number in range(50):
-                (mounted.point / f"file-{number}").stat()
-
-    look(10)
-    before = _rss(mounted)
-    look(60)
-    assert _rss(mounted) - before < 2 << 20
-
-
-def _rss(mounted: Mounted) -> int:
-    return int(Path(f"/proc/{mounted.pid}/statm").read_text().split()[1]) * 4096
