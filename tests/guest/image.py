@@ -28,7 +28,7 @@ KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
 SCRATCH_BYTES: Final = 256 << 20
 
 _MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_net", "qemu_fw_cfg", "fuse", "loop")
-_TOOLS: Final = ("losetup", "mkswap", "swapon", "swapoff", "mount", "umount", "setpriv", "choom", "swaplabel")
+_TOOLS: Final = ("losetup", "mkswap", "swapon", "swapoff", "mount", "umount", "setpriv", "choom", "nice", "swaplabel")
 _BUSYBOX: Final = "/bin/busybox"
 _LOADER: Final = "/lib64/ld-linux-x86-64.so.2"
 _CODE: Final = "guest"

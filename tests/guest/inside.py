@@ -32,8 +32,8 @@ COMMAND_SECONDS = 400
 """For `up`, `status` or `down`, which take some seconds where the host has nothing else to do."""
 VMSTAT = ("pswpout", "pswpin", "pgmajfault", "allocstall_normal", "allocstall_dma32", "oom_kill")
 
-# What is read is the guest's root disk; what is written lies on a disk of its own. The pauses leave the emulated
-# CPUs to the hogs: it is memory that these shall take.
+# What is read is the guest's root disk; what is written lies on a disk of its own. Pauses and nice leave the emulated
+# CPUs to the hogs, which wait for pages most of the time: it is memory that these shall take.
 PAGE_CACHE_LOAD = (
     "while :; do dd if=/dev/vda of=/dev/null bs=1M; sleep 1; done & "
     "while :; do dd if=/dev/zero of=/scratch/file bs=1M count=128 conv=notrunc; sleep 1; done"
@@ -255,7 +255,7 @@ def _watch(machine: Machine, hogs: list[Hog]) -> None:
 def _beside(wanted: bool) -> Iterator[None]:
     loads = [
         subprocess.Popen(
-            ["choom", "--adjust", "500", "--", "sh", "-c", script],
+            ["nice", "-n", "19", "choom", "--adjust", "500", "--", "sh", "-c", script],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
