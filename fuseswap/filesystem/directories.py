@@ -13,6 +13,9 @@ from fuseswap.filesystem.inodes import Node
 DOTS = 2
 """Positions of "." and "..", which the caller reports."""
 
+ENTRIES_MAX = 1 << 24
+"""A longer directory is taken for endless: an ext4 directory is full at about 12 million names."""
+
 
 class OpenDirectory:
     """One opendir(3)."""
@@ -59,6 +62,8 @@ class OpenDirectory:
         del self._cookies[index:]
         self._seen.intersection_update(self._cookies)
         for entry in self._page:
+            if len(self._cookies) == ENTRIES_MAX:
+                raise OSError(errno.ELOOP, "the server's directory has no end")
             if entry.cookie in self._seen:
                 raise OSError(errno.ELOOP, "the server's directory cookies form a loop")
             self._seen.add(entry.cookie)
