@@ -82,8 +82,17 @@ class FileOperations(Serving):
         await self.gathering.drain(file.node.handle)
         return await self.backend.read(file.node.handle, off, size, file.caller)
 
-    @answers_errno
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        file = self.files.get(fh)
+        # The whole of the time that small writes take counts: this is a third of what they cost in `_write`.
+        if file is not None and not file.direct and not self.active:
+            node = file.node
+            if self.gathering.append(node.handle, off, buf, file.caller):
+                return len(buf)
+        return await self._write(fh, off, buf)
+
+    @answers_errno
+    async def _write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         file = self.files[fh]
         node = file.node
         with self.changing(node):
@@ -135,8 +144,7 @@ class FileOperations(Serving):
         return data
 
     async def _commit(self, file: OpenFile) -> None:
-        await self.gathering.settle(file.node.handle)
-        await self.backend.commit(file.node.handle, file.caller)
+        await self.gathering.commit(file.node.handle, file.caller)
 
     async def _truncate(self, node: Node, caller: Caller) -> None:
         with self.changing(node):

@@ -1,12 +1,13 @@
 """Writes answered before the server has them: small ones gather into large ones, large ones overlap.
 
 What write(2) promises is that later readers of this mount see the bytes. So whoever reads the file, asks for its
-attributes or changes them waits for its writes first (`drain`), and so does whoever was promised more: fsync,
-close, swap_activate (`settle`). A write that fails is told to the file's next write, fsync or close, as nfs(5)
+attributes or changes them waits for its writes first (`drain`, `settle`), and so does whoever was promised stable
+storage: fsync and close (`commit`). A write that fails is told to the file's next write, fsync or close, as nfs(5)
 has it. Nothing is held back for longer than LINGER_SECONDS.
 """
 
 import errno
+import itertools
 import logging
 from typing import Final
 
@@ -59,10 +60,25 @@ class Gathering:
         self._backend = backend
         self._nursery = nursery
         self._files: dict[Handle, _File] = {}
+        self._unstable: dict[Handle, int] = {}
+        """Which was the last write of a file that a `commit` has to confirm."""
+        self._numbers = itertools.count()
 
     def handles(self) -> frozenset[Handle]:
         """Of the files that have such writes."""
         return frozenset(self._files)
+
+    def append(self, handle: Handle, offset: int, data: bytes, caller: Caller) -> bool:
+        """Take a small write that goes on where the last one ended. False if `write` has to take it."""
+        file = self._files.get(handle)
+        if file is None or file.gathered is None or file.error is not None:
+            return False
+        piece = file.gathered
+        full = len(piece.data) + len(data) >= self._backend.write_bytes_max
+        if full or piece.end != offset or piece.caller != caller:
+            return False
+        piece.data += data
+        return True
 
     async def write(self, node: Node, offset: int, data: bytes, caller: Caller) -> None:
         """Take a write. OSError of an earlier one of the file that failed."""
@@ -98,6 +114,19 @@ class Gathering:
         finally:
             self._drop_if_idle(file)
 
+    async def commit(self, handle: Handle, caller: Caller) -> None:
+        """All that was written before this call is on stable storage when it returns. OSError if something is not."""
+        file = self._files.get(handle)
+        if file is not None:
+            # A lone WRITE that is stable by itself is one round trip less than an unstable one and COMMIT. It must
+            # not overtake unstable ones: those may be repeated yet, after a crash of the server.
+            self._send_gathered(file, stable=not file.sending and handle not in self._unstable)
+            await self.settle(handle)
+        last = self._unstable.get(handle)
+        await self._backend.commit(handle, caller)
+        if self._unstable.get(handle) == last:
+            self._unstable.pop(handle, None)
+
     async def drain_all(self) -> None:
         """As `drain`, for every file."""
         for handle in self.handles():
@@ -125,16 +154,18 @@ class Gathering:
         if file.gathered is piece:
             self._send_gathered(file)
 
-    def _send_gathered(self, file: _File) -> None:
+    def _send_gathered(self, file: _File, *, stable: bool = False) -> None:
         piece, file.gathered = file.gathered, None
         if piece is not None:
             file.sending.add(piece)
-            self._nursery.start_soon(self._send, file, piece)
+            if not stable:
+                self._unstable[file.node.handle] = next(self._numbers)
+            self._nursery.start_soon(self._send, file, piece, stable)
 
-    async def _send(self, file: _File, piece: _Piece) -> None:
+    async def _send(self, file: _File, piece: _Piece, stable: bool) -> None:
         try:
             attributes = await self._backend.write(
-                file.node.handle, piece.offset, bytes(piece.data), False, piece.caller
+                file.node.handle, piece.offset, bytes(piece.data), stable, piece.caller
             )
             if attributes is not None:
                 file.node.attributes = attributes

@@ -2,7 +2,6 @@
 
 import json
 import random
-import struct
 import subprocess
 import sys
 from collections import Counter
@@ -11,9 +10,9 @@ from pathlib import Path
 
 from fuseswap.host.ganesha import GaneshaServer
 from tests.kit.proxy import READ, WRITE, Cut, Proxy, Record, Send
+from tests.kit.rpc import FILE_SYNC, stable_how
 
 ROOT = Path(__file__).parents[2]
-FILE_SYNC = 2
 SIZE_BYTES = 4 << 20
 
 
@@ -74,14 +73,3 @@ def limit(url: str, kind: str) -> int:
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
     operations: int = json.loads(done.stdout)["operations"]
     return operations
-
-
-def stable_how(call: bytes) -> int:
-    """Of a WRITE call (RFC 1813 section 3.3.7), behind credential, verifier, handle, offset and count."""
-    at = 24
-    for _ in ("credential", "verifier"):
-        (length,) = struct.unpack_from(">I", call, at + 4)
-        at += 8 + length
-    (handle_bytes,) = struct.unpack_from(">I", call, at)
-    (stable,) = struct.unpack_from(">I", call, at + 4 + handle_bytes + 12)
-    return int(stable)

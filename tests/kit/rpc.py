@@ -8,6 +8,9 @@ LAST_FRAGMENT: Final = 1 << 31
 NFS_PROGRAM: Final = 100003
 MOUNT_PROGRAM: Final = 100005
 
+UNSTABLE: Final = 0
+FILE_SYNC: Final = 2
+
 
 class Rejected(Exception):
     """The server denied the call, or accepted it without success."""
@@ -58,6 +61,17 @@ def mount(port: int, path: str, *, source_port: int | None = None) -> bytes:
         raise Rejected(f"MNT status {status}")
     (length,) = struct.unpack_from(">I", result, 4)
     return result[8 : 8 + length]
+
+
+def stable_how(call: bytes) -> int:
+    """Of a WRITE call (RFC 1813 section 3.3.7), behind credential, verifier, handle, offset and count."""
+    at = 24
+    for _ in ("credential", "verifier"):
+        (length,) = struct.unpack_from(">I", call, at + 4)
+        at += 8 + length
+    (handle_bytes,) = struct.unpack_from(">I", call, at)
+    (stable,) = struct.unpack_from(">I", call, at + 4 + handle_bytes + 12)
+    return int(stable)
 
 
 def _receive(connection: socket.socket, count: int) -> bytes:
