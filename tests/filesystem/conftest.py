@@ -1,5 +1,6 @@
 """Mounts of the filesystem process."""
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,16 +19,18 @@ Mount = Callable[..., Mounted]
 
 @pytest.fixture
 def mount(disk_dir: Path) -> Iterator[Mount]:
-    """`mount(source, options)` on a new directory."""
+    """`mount(source, options)` on a new directory, by root or another `user`."""
     with ExitStack() as stack:
         count = 0
 
-        def make(source: str, options: str = "") -> Mounted:
+        def make(source: str, options: str = "", user: User | None = None) -> Mounted:
             nonlocal count
             count += 1
             point = disk_dir / f"mount-{count}"
             point.mkdir()
-            return stack.enter_context(Mounted(source, point, options))
+            if user is not None:
+                os.chown(point, user.uid, user.gid)
+            return stack.enter_context(Mounted(source, point, options, user))
 
         yield make
 

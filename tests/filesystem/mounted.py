@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.filesystem.users import User
 from tests.kit.rescue import Leftovers, fuse_mounts
 from tests.kit.wait import wait_until
 
@@ -22,6 +23,11 @@ from fuseswap.filesystem.main import run
 from fuseswap.filesystem.options import parse_mount_options
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
 ready = int(sys.argv[4])
+if len(sys.argv) > 5:
+    "host".encode("idna")  # the interpreter may be out of this user's reach; it loads this one late
+    os.setgroups([])
+    os.setgid(int(sys.argv[6]))
+    os.setuid(int(sys.argv[5]))
 def count(number, frame):
     (table,) = (thing for thing in gc.get_objects() if isinstance(thing, InodeTable))
     logging.info("%d nodes", len(table))
@@ -40,7 +46,9 @@ HANG_SECONDS = 60
 class Mounted:
     """`with Mounted(source, point): ...`; leaving it unmounts, or aborts what cannot be unmounted."""
 
-    def __init__(self, source: str, point: Path, options: str = "") -> None:
+    def __init__(self, source: str, point: Path, options: str = "", user: User | None = None) -> None:
+        """`user`: who mounts, if it is not root."""
+        self.ids = [] if user is None else [str(user.uid), str(user.gid)]
         self.source = source
         self.point = point
         self.options = options
@@ -58,7 +66,7 @@ class Mounted:
         reader, writer = os.pipe()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _SERVE, self.source, str(self.point), self.options, str(writer)],
+                [sys.executable, "-c", _SERVE, self.source, str(self.point), self.options, str(writer), *self.ids],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

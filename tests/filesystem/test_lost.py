@@ -51,6 +51,14 @@ class Load:
         ]
         assert failed == []
 
+    def failures(self) -> list[str]:
+        """The last line of each process, all of which end."""
+        for process in self._processes:
+            assert process.wait(20) != 0
+            assert process.stdin is not None
+            process.stdin.close()
+        return [log.read_text().splitlines()[-1] for log in self._logs]
+
     def _rounds(self) -> list[int]:
         return [log.read_bytes().count(b"\n") for log in self._logs]
 
@@ -140,6 +148,33 @@ def test_umount_clears_what_a_killed_process_leaves(mount: Mount, nfs_server: Ga
     assert not mounted.is_mounted()
     again = mount(nfs_server.url(nfs_dir.name))
     assert (again.point / "file").read_text() == "content"
+
+
+def test_a_process_killed_under_load_and_started_again(mount: Mount, nfs_server: GaneshaServer, nfs_dir: Path) -> None:
+    mounted = mount(nfs_server.url(nfs_dir.name))
+    for _ in range(2):
+        load = Load(mounted.point, 4)
+        old = os.open(mounted.point, os.O_RDONLY | os.O_DIRECTORY)
+        load.wait_for_progress()
+        mounted.kill()
+        # Every user gets a clean error, and at once.
+        clean = [f"[Errno {number}]" for number in (errno.ENOTCONN, errno.ECONNABORTED)]
+        assert [line for line in load.failures() if not any(words in line for words in clean)] == []
+        subprocess.run(["umount", "-l", str(mounted.point)], check=True, timeout=10)
+        mounted.start()
+        with pytest.raises(OSError) as caught:
+            os.listdir(old)  # noqa: PTH208  (a descriptor)
+        assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+        os.close(old)
+        # What was synced and renamed is whole.
+        done = list(mounted.point.glob("load-*/*.done"))
+        assert len(done) >= 4
+        assert {path.stat().st_size for path in done} == {700_000}
+        for directory in mounted.point.iterdir():
+            for path in directory.iterdir():
+                path.unlink()
+            directory.rmdir()
+    assert mounted.stop() == 0
 
 
 @contextlib.contextmanager

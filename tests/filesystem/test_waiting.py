@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -104,6 +105,74 @@ def test_a_fatal_signal_ends_every_wait(mount: Mount, fresh_nfs_server: GaneshaS
     wait_until(lambda: (point / "file").stat().st_size == 70_000, seconds=20, what="the mount to work again")
     behind = fresh_nfs_server.export_dir / "file"
     wait_until(lambda: behind.read_bytes()[:1000] == b"d" * 1000, seconds=10, what="the dead process's data")
+
+
+_HANDLES = """
+import os, signal, sys
+signal.signal(signal.SIGUSR1, lambda number, frame: print("handled", flush=True))
+print("ready", flush=True)
+sys.stdin.readline()
+print(os.path.exists(sys.argv[1] + "/other"), flush=True)
+"""
+
+_INHERITS = """
+import mmap, os, sys
+fd = os.open(sys.argv[1] + "/file", os.O_RDONLY | os.O_DIRECT)
+print("ready", flush=True)
+sys.stdin.readline()
+child = os.fork()
+if child == 0:
+    os.preadv(fd, [mmap.mmap(-1, 4096)], 0)
+    os._exit(0)
+print(child, flush=True)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+_DIES = """
+import os, sys
+print("ready", flush=True)
+sys.stdin.readline()
+os.stat(sys.argv[1] + "/another")
+"""
+
+
+def test_what_waits_on_although_it_was_signalled(mount: Mount, fresh_nfs_server: GaneshaServer) -> None:
+    """A signal with a handler, and SIGKILL of who inherited a descriptor: both end with the server's return."""
+    point = mount(fresh_nfs_server.url(), "actimeo=0").point
+    (point / "file").write_bytes(b"content" * 1000)
+    users = [
+        subprocess.Popen([sys.executable, "-c", script, str(point)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for script in (_HANDLES, _INHERITS, _DIES)
+    ]
+    for user in users:
+        assert user.stdout is not None
+        assert user.stdout.readline() == b"ready\n"
+    fresh_nfs_server.kill()
+    for user in users:
+        assert user.stdin is not None
+        user.stdin.write(b"go on\n")
+        user.stdin.close()
+    handles, inherits, dies = users
+    assert handles.stdout is not None
+    assert inherits.stdout is not None
+    assert dies.stdout is not None
+    child = int(inherits.stdout.readline())
+    wait_until(lambda: all(_sleeps(pid) for pid in (handles.pid, child, dies.pid)), seconds=10, what="all to wait")
+    handles.send_signal(signal.SIGUSR1)
+    os.kill(child, signal.SIGKILL)
+    # When this one, which is killed last, has ended, the others would have, too.
+    dies.kill()
+    assert dies.wait(15) == -signal.SIGKILL
+    assert _sleeps(handles.pid)
+    assert _sleeps(child)
+    assert select.select([handles.stdout, inherits.stdout], [], [], 0)[0] == []
+    fresh_nfs_server.start()
+    assert handles.stdout.read() == b"handled\nFalse\n"
+    assert inherits.stdout.read() == b"-9\n"
+    for user in users:
+        user.wait(10)
+        assert user.stdout is not None
+        user.stdout.close()
 
 
 def _sleeps(pid: int) -> bool:
