@@ -96,7 +96,8 @@ def contract_sections() -> tuple[Section, ...]:
         Section(
             "What may be done to it",
             "What each operation does to an ordinary and to an active file: in the kernel (ext4), and on a"
-            " fuseswap mount. While a file is being activated or deactivated the mount treats it as active.",
+            " fuseswap mount. While a file is being activated or deactivated the mount treats it as active; whoever"
+            " needs the inode's lock, as to write, waits until that is over.",
             _operations(),
         ),
         Section("Why", "The reason for each row, and the kernel function that imposes it.", _reasons()),

@@ -8,8 +8,9 @@ Outcomes are 0 (allowed) or an errno; a negative number is a signal. The native 
 and btrfs give something else, NATIVE_DEVIATIONS says so. Where the ordinary mount deliberately or inevitably
 differs from the kernel, `difference` says why; a row without one behaves as the kernel does.
 
-The kernel makes a writer wait (for the inode lock) while swapon or swapoff is at work, and refuses it then.
-Here nothing waits: from the first moment of activation to the last of deactivation the file is guarded.
+While swapon or swapoff is at work, the kernel makes writers and their like wait for the inode lock; they get what the
+state afterwards says. So it is here: activation is asked for by setxattr(2), which holds that lock. Who needs no lock
+meets a file that is guarded from the first moment of activation to the last of deactivation.
 
 How a file gets from one state to the next is lifecycle.py's table.
 """

@@ -64,6 +64,25 @@ class World:
     read_only: Callable[[], AbstractContextManager[None]]
     """The same for a remount read-only."""
 
+    @contextmanager
+    def active(self, path: Path) -> Iterator[None]:
+        """A file that is swap meanwhile."""
+        self.activate(path)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                self.deactivate(path)
+
+
+State = Callable[[Path], AbstractContextManager[None]]
+"""Brings a file into a state, and back: `World.active` is one."""
+
+
+def ordinary(_: Path) -> AbstractContextManager[None]:
+    """The state in which a file is at first."""
+    return contextlib.nullcontext()
+
 
 @frozen
 class Scene:
@@ -99,21 +118,31 @@ Attempt = Callable[[Scene], None]
 _ATTEMPTS: dict[Operation, list[Attempt]] = {}
 
 
-def outcome_of(world: World, operation: Operation, active: bool) -> int:
-    """0, the errno, or the negative signal that `operation` gets on a fresh file; its variants must agree."""
-    outcomes = {attempt.__name__: _one_outcome(world, operation, attempt, active) for attempt in _ATTEMPTS[operation]}
+def at_once(attempt: Callable[[], None]) -> None:
+    """The plain way to make an attempt."""
+    attempt()
+
+
+def outcome_of(
+    world: World, operation: Operation, state: State, make: Callable[[Callable[[], None]], None] = at_once
+) -> int:
+    """0, the errno, or the negative signal that `operation` gets on a fresh file; its variants must agree.
+
+    `make` makes each attempt.
+    """
+    outcomes = {
+        attempt.__name__: _one_outcome(world, operation, attempt, state, make) for attempt in _ATTEMPTS[operation]
+    }
     assert len(set(outcomes.values())) == 1, f"{operation}: {outcomes}"
     return next(iter(outcomes.values()))
 
 
-def _one_outcome(world: World, operation: Operation, attempt: Attempt, active: bool) -> int:
-    with ExitStack() as stack:
-        scene = stack.enter_context(_scene(world, operation))
-        if active:
-            world.activate(scene.path)
-            stack.callback(_deactivate, world, scene.path)
+def _one_outcome(
+    world: World, operation: Operation, attempt: Attempt, state: State, make: Callable[[Callable[[], None]], None]
+) -> int:
+    with _scene(world, operation) as scene, state(scene.path):
         try:
-            attempt(scene)
+            make(lambda: attempt(scene))
         except OSError as error:
             assert error.errno, f"{operation}: {error!r}"
             return error.errno
@@ -126,11 +155,6 @@ class _Killed(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.signal = number
-
-
-def _deactivate(world: World, path: Path) -> None:
-    with contextlib.suppress(OSError):
-        world.deactivate(path)
 
 
 @contextmanager

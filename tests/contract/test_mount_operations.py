@@ -9,7 +9,7 @@ from pathlib import Path
 from fuseswap.host.ganesha import GaneshaServer
 from fuseswap.swap.rules import RULES, FileState, Operation, outcome_name
 from tests.contract.mounting import fuseswap_world, mounted
-from tests.contract.operations import outcome_of
+from tests.contract.operations import ordinary, outcome_of
 
 
 def test_the_mount_obeys_the_table(nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path) -> None:
@@ -18,7 +18,7 @@ def test_the_mount_obeys_the_table(nfs_server: GaneshaServer, nfs_dir: Path, mou
         world = fuseswap_world(source, mount_point)
 
         cells = {
-            operation: (outcome_of(world, operation, active=False), outcome_of(world, operation, active=True))
+            operation: (outcome_of(world, operation, ordinary), outcome_of(world, operation, world.active))
             for operation in Operation
         }
 

@@ -4,7 +4,7 @@ import pytest
 
 from fuseswap.swap.rules import Operation, native_outcomes, outcome_name
 from tests.contract.conftest import NativeFilesystem
-from tests.contract.operations import outcome_of
+from tests.contract.operations import ordinary, outcome_of
 
 pytestmark = pytest.mark.swap
 
@@ -14,7 +14,7 @@ def test_the_kernel_agrees_cell_by_cell(native_filesystems: dict[str, NativeFile
     world = native_filesystems[kind].world()
 
     cells = {
-        operation: (outcome_of(world, operation, active=False), outcome_of(world, operation, active=True))
+        operation: (outcome_of(world, operation, ordinary), outcome_of(world, operation, world.active))
         for operation in Operation
     }
 
