@@ -7,6 +7,7 @@ from pathlib import Path
 
 from attrs import evolve
 
+from fuseswap.cli.failure import Failure
 from fuseswap.host.fiemap import mappings
 from fuseswap.host.mounts import mount_of, mounts
 from fuseswap.host.swap import swaps
@@ -16,11 +17,16 @@ from fuseswap.swap.units import PAGE_SIZE, SECTOR_SIZE
 
 _IOMAP = ("ext4", "xfs")
 """File systems whose ->swap_activate is iomap_swapfile_activate."""
+_REFUSED = ("tmpfs", "ramfs", "overlay")
+"""They have no ->read_folio or ->bmap that swapon could use; like FUSE they are refused with EINVAL."""
 _TRANSFER_BYTES = 1 << 20
 
 
 def local_facts(path: str) -> FileFacts:
-    """Opened as swapon opens it, for reading and writing, and nothing is changed. OSError."""
+    """Opened as swapon opens it, for reading and writing, and nothing is changed. OSError.
+
+    Failure for a file system with a ->swap_activate of its own kind: nothing is known of where the blocks lie.
+    """
     status = Path(path).stat()
     known = FileFacts(
         mode=status.st_mode,
@@ -77,7 +83,12 @@ def _mappings(path: str, descriptor: int, mode: int, size_bytes: int) -> tuple[M
     if stat.S_ISBLK(mode):
         return (Mapping(0, size_bytes, 0),)
     mount = mount_of(os.path.realpath(path), mounts())
-    return mappings(descriptor, size_bytes) if mount is not None and mount.type in _IOMAP else None
+    kind = mount.type if mount is not None else ""
+    if kind in _IOMAP:
+        return mappings(descriptor, size_bytes)
+    if kind in _REFUSED or kind.startswith("fuse"):
+        return None
+    raise Failure(f"{path} lies on {kind}, whose rules for swap are not known here: ask swapon {path}")
 
 
 def _data_ranges(descriptor: int, size_bytes: int) -> tuple[DataRange, ...]:

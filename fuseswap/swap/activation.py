@@ -341,8 +341,9 @@ def is_mark_of(mark: Mark, request: ActivationRequest) -> bool:
 
 
 def describe_mark(mark: Mark) -> str:
-    """A mark in words: the host's name if it is known, and the machine-id."""
-    return f"{mark.host} (machine-id {mark.machine_id})" if mark.host else f"machine-id {mark.machine_id}"
+    """A mark in words: the host's name if it is known, and the machine-id; one line, whatever stood there."""
+    host, machine = (repr(text)[1:-1] for text in (mark.host, mark.machine_id))
+    return f"{host} (machine-id {machine})" if host else f"machine-id {machine}"
 
 
 def _has_hole(ranges: tuple[DataRange, ...], length_bytes: int) -> bool:

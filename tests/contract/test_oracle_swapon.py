@@ -329,6 +329,24 @@ def test_what_a_person_reads(native_filesystems: dict[str, NativeFilesystem]) ->
     assert f"mkswap {path}" in result.line
 
 
+def test_what_is_not_known_is_not_judged(native_filesystems: dict[str, NativeFilesystem]) -> None:
+    path = native_filesystems["btrfs"].point / "file"
+    make_good(path)
+    result = fuseswap("check", path)
+    assert (result.code, result.output) == (1, "")
+    assert f"lies on btrfs, whose rules for swap are not known here: ask swapon {path}" in result.line
+
+
+def test_memory() -> None:
+    """tmpfs has no ->read_folio."""
+    path = Path("/dev/shm/fuseswap-oracle")
+    try:
+        make_good(path)
+        assert errno_of(path) == our_errno(path) == EINVAL
+    finally:
+        path.unlink()
+
+
 def test_shared_extents(native_filesystems: dict[str, NativeFilesystem]) -> None:
     path = native_filesystems["xfs"].point / "shared"
     clone = path.with_name("clone")

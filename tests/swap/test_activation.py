@@ -316,6 +316,11 @@ def test_marks() -> None:
     assert "host (machine-id other)" in error.text and "--steal" in error.remedy
 
 
+def test_a_mark_is_shown_as_one_line_of_text() -> None:
+    error = refusal(evolve(GOOD, header_page=put_mark(PAGE, Mark("a\nb", "", "\x1b]0;hôte\x07"))))
+    assert error.text.endswith(r"another machine: \x1b]0;hôte\x07 (machine-id a\nb)")
+
+
 def test_clones_and_containers_share_a_machine_id() -> None:
     asking = evolve(THIS, host="here")
 

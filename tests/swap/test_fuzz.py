@@ -9,9 +9,11 @@ import random
 from collections.abc import Iterator
 
 import pytest
+from attrs import evolve
 
 from fuseswap.swap.activation import FileFacts, swap_activate
 from fuseswap.swap.errors import ContractError
+from fuseswap.swap.extents import Mapping
 from fuseswap.swap.header import (
     MARK_BYTES,
     MARK_OFFSET,
@@ -54,12 +56,28 @@ def pages(seed: int, count: int) -> Iterator[bytes]:
         yield bytes(page)
 
 
+def wild_mappings(source: random.Random) -> tuple[Mapping, ...]:
+    """As FIEMAP may tell them, in order; some are holes."""
+    mappings = []
+    logical = 0
+    for _ in range(source.randrange(4)):
+        length = source.choice((512, 1024, 4096, 40960, 1 << 40))
+        physical = None if source.random() < 0.1 else source.randrange(1 << 20) * 512
+        mappings.append(Mapping(logical, length, physical, source.random() < 0.02, source.random() < 0.02))
+        logical += length
+    return tuple(mappings)
+
+
 def fuzz(seed: int, count: int) -> None:
     source = random.Random(seed)
     request = ActivationRequest("0123456789abcdef", "boot")
     for page in pages(seed, count):
         size_bytes = source.choice((0, 1, 4096, 40960, 45056, 2**63 - 1))
         facts = FileFacts(0o100600, size_bytes, size_bytes, page, 4096, 4096)
+        if source.random() < 0.3:
+            # A device, or a file that the kernel swaps to by block numbers.
+            mode = source.choice((0o100600, 0o060600))
+            facts = evolve(facts, mode=mode, has_swap_rw=False, mappings=wild_mappings(source))
         try:
             swap_activate(facts, request)
         except ContractError as error:
