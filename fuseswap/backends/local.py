@@ -30,6 +30,7 @@ from fuseswap.backends.protocol import (
     SetAttributes,
     SourceError,
     Statistics,
+    Written,
 )
 from fuseswap.swap.units import SECTOR_SIZE
 
@@ -175,15 +176,16 @@ class LocalBackend:
 
         return await self._with_file(handle, read)
 
-    async def write(self, handle: Handle, offset: int, data: bytes, stable: bool, caller: Caller) -> Attributes | None:
-        def write(fd: int) -> Attributes:
+    async def write(self, handle: Handle, offset: int, data: bytes, stable: bool, caller: Caller) -> Written:
+        def write(fd: int) -> Written:
+            before = _attributes_of(fd).version
             with _reopened(fd, os.O_WRONLY) as file:
                 view = memoryview(data)
                 position = offset
                 while view:
                     written = os.pwritev(file, [view], position, os.RWF_DSYNC if stable else 0)
                     view, position = view[written:], position + written
-            return _attributes_of(fd)
+            return Written(before, _attributes_of(fd))
 
         return await self._with_file(handle, write)
 

@@ -19,6 +19,7 @@ from fuseswap.backends.protocol import (
     Listing,
     SetAttributes,
     Statistics,
+    Written,
 )
 
 _CHUNK_BYTES: Final = 1 << 16
@@ -196,8 +197,9 @@ class MemoryBackend:
             for index, start, end in _pieces(offset, length)
         )
 
-    async def write(self, handle: Handle, offset: int, data: bytes, stable: bool, caller: Caller) -> Attributes:
+    async def write(self, handle: Handle, offset: int, data: bytes, stable: bool, caller: Caller) -> Written:
         inode = self._file(handle)
+        before = inode.attributes.version
         if offset + len(data) > _FILE_BYTES_MAX:
             _fail(errno.EFBIG)
         position = 0
@@ -208,7 +210,7 @@ class MemoryBackend:
             chunk[start:end] = data[position : position + end - start]
             position += end - start
         self._touch(inode, max(inode.attributes.size, offset + len(data)))
-        return inode.attributes
+        return Written(before, inode.attributes)
 
     async def commit(self, handle: Handle, caller: Caller) -> None:
         self._inode(handle)

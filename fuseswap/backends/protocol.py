@@ -58,6 +58,28 @@ class Attributes:
     ctime_ns: int
 
 
+    @property
+    def version(self) -> "Version":
+        return Version(self.size, self.mtime_ns, self.ctime_ns)
+
+
+@frozen
+class Version:
+    """wcc_attr of RFC 1813 2.6: what tells one state of a file's contents from another."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@frozen
+class Written:
+    """wcc_data of RFC 1813 2.6: what a write found and what it left, as far as the backend learned it."""
+
+    before: Version | None
+    after: Attributes | None
+
+
 @frozen
 class Caller:
     """Whose permissions an operation uses: AUTH_SYS (RFC 5531 appendix A), at most 16 groups."""
@@ -178,11 +200,8 @@ class Backend(Protocol):
         """`length` bytes from `offset`; fewer only at the end of the file."""
         ...
 
-    async def write(self, handle: Handle, offset: int, data: bytes, stable: bool, caller: Caller) -> Attributes | None:
-        """All of `data`; on stable storage at return if `stable` (FILE_SYNC), else after the next `commit`.
-
-        Returns the attributes behind the write if the backend learned them on the way.
-        """
+    async def write(self, handle: Handle, offset: int, data: bytes, stable: bool, caller: Caller) -> Written:
+        """All of `data`; on stable storage at return if `stable` (FILE_SYNC), else after the next `commit`."""
         ...
 
     async def commit(self, handle: Handle, caller: Caller) -> None:

@@ -1,5 +1,6 @@
 """Files: attributes, opening, reading, writing, and what close and fsync promise."""
 
+import contextlib
 import os
 
 import pyfuse3
@@ -22,7 +23,7 @@ class FileOperations(Serving):
     @answers_errno
     async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         node = self.node(inode)
-        await self.refresh(node)
+        await self.seen(node.handle, await self.refresh(node))
         return self.entry(node)
 
     @answers_errno
@@ -101,7 +102,6 @@ class FileOperations(Serving):
             await self.gathering.write(node, off, buf, file.caller)
             if file.direct:
                 await self.gathering.settle(node.handle)
-        node.cached = None
         return len(buf)
 
     @answers_errno
@@ -143,6 +143,14 @@ class FileOperations(Serving):
         data.f_namemax = numbers.name_bytes_max
         return data
 
+    async def watch_open_files(self) -> None:
+        """Look, as often as attributes grow old, for what others changed in them; until cancelled."""
+        while True:
+            await trio.sleep(self.cache_seconds)
+            for node in {file.node for file in self.files.values()}:
+                with contextlib.suppress(OSError):
+                    await self.seen(node.handle, await self.refresh(node))
+
     async def _commit(self, file: OpenFile) -> None:
         await self.gathering.commit(file.node.handle, file.caller)
 
@@ -160,18 +168,7 @@ class FileOperations(Serving):
         if self.active.state_of(node.handle) is not FileState.ORDINARY:
             # No page cache stands beside the pages of swap, and no shared mapping can be made.
             return pyfuse3.FileInfo(fh=fh, direct_io=True)
-        return pyfuse3.FileInfo(fh=fh, keep_cache=self._cache_is_good(node))
-
-    def _cache_is_good(self, node: Node) -> bool:
-        """Close-to-open: whether the kernel's pages of the file are those of the file as it is now."""
-        known, now = node.cached, node.attributes
-        if known is not None and (known.size, known.mtime_ns, known.ctime_ns) == (now.size, now.mtime_ns, now.ctime_ns):
-            return True
-        node.cached = now
-        if known is not None:
-            # Else the kernel would go by the old size until its copy of the attributes expires.
-            pyfuse3.invalidate_inode(InodeT(node.id), attr_only=True)
-        return False
+        return pyfuse3.FileInfo(fh=fh, keep_cache=self.pages.are_good(node))
 
 
 _BLOCK_BYTES = 4096

@@ -14,7 +14,7 @@ from typing import Final
 import trio
 from attrs import define, field
 
-from fuseswap.backends.protocol import Backend, Caller, Handle
+from fuseswap.backends.protocol import Backend, Caller, Handle, Written
 from fuseswap.filesystem.inodes import Node
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,10 @@ class Gathering:
     def handles(self) -> frozenset[Handle]:
         """Of the files that have such writes."""
         return frozenset(self._files)
+
+    def has(self, handle: Handle) -> bool:
+        """Whether the file has such writes."""
+        return handle in self._files
 
     def append(self, handle: Handle, offset: int, data: bytes, caller: Caller) -> bool:
         """Take a small write that goes on where the last one ended. False if `write` has to take it."""
@@ -164,16 +168,19 @@ class Gathering:
 
     async def _send(self, file: _File, piece: _Piece, stable: bool) -> None:
         try:
-            attributes = await self._backend.write(
+            written = await self._backend.write(
                 file.node.handle, piece.offset, bytes(piece.data), stable, piece.caller
             )
-            if attributes is not None:
-                file.node.attributes = attributes
+            if written.after is not None:
+                file.node.attributes = written.after
+            file.node.wrote(written)
         except OSError as error:
             file.error = error
+            file.node.wrote(Written(None, None))
         except Exception:
             log.exception("write failed")
             file.error = OSError(errno.EIO, "write failed")
+            file.node.wrote(Written(None, None))
         finally:
             file.sending.discard(piece)
             file.sent.unpark_all()

@@ -22,6 +22,9 @@ _OFFERED_FLAGS: Final = struct.Struct("=I"), 40 + 12
 _ANSWER_FLAGS: Final = struct.Struct("=IHH"), 16 + 12
 """flags, max_background and congestion_threshold."""
 
+_AUTO_INVAL_DATA: Final = 1 << 12
+"""See pages.py. Left out, a file's pages still go when its size is not what the kernel believes."""
+
 _PARALLEL_DIROPS: Final = 1 << 18
 """Lookups and listings of one directory need not wait for each other."""
 
@@ -33,8 +36,11 @@ _BACKGROUND_MAX: Final = 64
 """Read-ahead of all files together; 12 by default, which is three readers."""
 
 
-async def negotiate() -> None:
-    """Between pyfuse3.init and the pyfuse3.main that serves. OSError if the mount is gone already."""
+async def negotiate(*, auto_invalidation: bool) -> None:
+    """Between pyfuse3.init and the pyfuse3.main that serves. OSError if the mount is gone already.
+
+    With `auto_invalidation` the kernel drops the pages of a file whose modification time has changed.
+    """
     descriptor = _descriptor()
     device = os.dup(descriptor)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -44,18 +50,20 @@ async def negotiate() -> None:
             os.dup2(theirs.fileno(), descriptor, inheritable=False)
             answer = await _answer(ours, offer)
             os.dup2(device, descriptor, inheritable=False)
-            os.write(device, amended(answer, offer))
+            os.write(device, amended(answer, offer, auto_invalidation=auto_invalidation))
         finally:
             os.close(device)
 
 
-def amended(answer: bytes, offer: bytes) -> bytes:
+def amended(answer: bytes, offer: bytes, *, auto_invalidation: bool) -> bytes:
     """The answer to `offer` with our wishes in it, as far as the kernel offers them."""
     layout, offset = _OFFERED_FLAGS
     (offered,) = layout.unpack_from(offer, offset)
     layout, offset = _ANSWER_FLAGS
     flags, _, _ = layout.unpack_from(answer, offset)
     flags |= offered & (_PARALLEL_DIROPS | _HANDLE_KILLPRIV_V2)
+    if not auto_invalidation:
+        flags &= ~_AUTO_INVAL_DATA
     result = bytearray(answer)
     layout.pack_into(result, offset, flags, _BACKGROUND_MAX, _BACKGROUND_MAX * 3 // 4)
     return bytes(result)

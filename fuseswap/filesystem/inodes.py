@@ -11,12 +11,15 @@ from typing import Final
 
 from attrs import define, field
 
-from fuseswap.backends.protocol import Attributes, FileType, Handle
+from fuseswap.backends.protocol import Attributes, FileType, Handle, Version, Written
 
 ROOT_ID: Final = 1
 
 _OWN_IDS: Final = 1 << 63
 """Where our own ids begin; a fileid of the server that is so large gets one of them too."""
+
+NO_VERSION: Final = Version(-1, -1, -1)
+"""No file has it."""
 
 _NAMES_MAX: Final = 16
 _DEPTH_MAX: Final = 2048
@@ -42,8 +45,14 @@ class Node:
     """Its other names, as far as they were seen (at most _NAMES_MAX); the latest is the last."""
     hidden: tuple[Handle, bytes] | None = None
     """Directory and name under which a removed file lives on while it is open."""
-    cached: Attributes | None = None
-    """As they were when the kernel's page cache of the file was last known to be right."""
+    cached: Version | None = None
+    """The state of the file that the kernel's page cache shows; None before it was opened."""
+
+    def wrote(self, written: Written) -> None:
+        """A write of ours, which the kernel's pages have already. What others changed before it they have not."""
+        if self.cached is not None:
+            ours = written.after is not None and written.before == self.cached
+            self.cached = written.after.version if written.after is not None and ours else NO_VERSION
 
 
 class InodeTable:

@@ -44,7 +44,7 @@ class ListingOperations(Serving):
             child = self.inodes.learn(*known)
             if child.opened and self.active.attributes_of(child.handle) is None:
                 # The page of entries may be older than what was written since.
-                child.attributes = await self.drained_attributes(child.handle)
+                await self.seen(child.handle, await self.drained_attributes(child.handle))
             answer = entry_of(child, self.active.pin(child.handle, child.attributes), self.cache_seconds)
             if not pyfuse3.readdir_reply(token, FileNameT(entry.name), answer, position):
                 self.inodes.release(child)

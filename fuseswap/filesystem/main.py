@@ -66,11 +66,13 @@ async def _serve(source: str, mountpoint: str, options: MountOptions, ready: Cal
         except RuntimeError:
             raise OSError(errno.EIO, f"{mountpoint}: mount(2) failed") from None
         try:
-            await handshake.negotiate()
+            await handshake.negotiate(auto_invalidation=not options.watches_open_files)
             with trio.CancelScope() as serving, _interrupted_reads():
                 await nursery.start(_leave_at_signal, serving)
                 nursery.start_soon(operations.waiting.watch)
                 nursery.start_soon(readahead.widen, mountpoint)
+                if options.watches_open_files:
+                    nursery.start_soon(operations.watch_open_files)
                 ready()
                 await pyfuse3.main(max_tasks=REQUESTS_MAX)
             # Of processes that closed nothing.

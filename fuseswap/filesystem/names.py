@@ -35,6 +35,7 @@ class NameOperations(Serving):
             handle, attributes = await self.patiently(
                 known, lambda: self.found(lambda: self.backend.lookup(parent.handle, name, caller)), remembered
             )
+        await self.seen(handle, attributes)
         return self.new_entry(parent, name, handle, attributes)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:

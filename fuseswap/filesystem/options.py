@@ -11,6 +11,8 @@ _KNOWN: Final = "rw, ro, allow_other, actimeo=SECONDS, hard, soft, timeo=SECONDS
 SOFT_SECONDS: Final = 60.0
 """Of a soft mount without timeo; nfs(5) has the same for TCP."""
 
+WATCH_SECONDS_MIN: Final = 1.0
+
 
 @frozen
 class MountOptions:
@@ -24,6 +26,11 @@ class MountOptions:
 
     soft_seconds: float | None = None
     """After so long without an answer an operation fails with EIO (soft,timeo); None waits for ever (hard)."""
+
+    @property
+    def watches_open_files(self) -> bool:
+        """Whether what others change in them is looked for; else the kernel asks before each read(2)."""
+        return self.cache_seconds >= WATCH_SECONDS_MIN
 
     def kernel_options(self, source: str) -> set[str]:
         """For mount(2), by way of libfuse."""

@@ -20,8 +20,10 @@ from fuseswap.filesystem.entries import entry_of
 from fuseswap.filesystem.gathering import Gathering
 from fuseswap.filesystem.inodes import InodeTable, Node
 from fuseswap.filesystem.options import MountOptions
+from fuseswap.filesystem.pages import Pages
 from fuseswap.filesystem.removal import HiddenNames
 from fuseswap.filesystem.waiting import WaitingCalls
+from fuseswap.swap.rules import FileState
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,7 @@ class Serving(pyfuse3.Operations):
         """Of open files and directories."""
         self.waiting = WaitingCalls()
         self.gathering = Gathering(backend, nursery)
+        self.pages = Pages(self.gathering)
         self._nursery = nursery
 
     def asker(self, arguments: tuple[Any, ...]) -> int:
@@ -117,6 +120,13 @@ class Serving(pyfuse3.Operations):
         attributes = await self.patiently(node, lambda: self.drained_attributes(node.handle), node.attributes)
         node.attributes = attributes
         return self.active.pin(node.handle, attributes)
+
+    async def seen(self, handle: Handle, attributes: Attributes) -> None:
+        """Before the kernel is told new attributes of a file that may be open: its pages are to go with the old."""
+        node = self.inodes.of_handle(handle)
+        if node is not None and node.opened and self.active.state_of(handle) is FileState.ORDINARY:
+            node.attributes = attributes
+            await self.pages.check(node)
 
     async def drained_attributes(self, handle: Handle) -> Attributes:
         """The backend's, with all that was written before: a size of earlier would cut off the kernel's pages."""

@@ -6,6 +6,7 @@ from fuseswap.filesystem.handshake import amended
 
 _PARALLEL_DIROPS = 1 << 18
 _HANDLE_KILLPRIV_V2 = 1 << 28
+_AUTO_INVAL_DATA = 1 << 12
 _OTHERS = 0x4040B029
 
 
@@ -24,7 +25,7 @@ def answer(flags: int) -> bytes:
 
 def test_what_the_kernel_offers_is_taken_and_nothing_else_touched() -> None:
     both = _PARALLEL_DIROPS | _HANDLE_KILLPRIV_V2
-    sent = amended(answer(_OTHERS), offer(0xFFFFFFFF))
+    sent = amended(answer(_OTHERS), offer(0xFFFFFFFF), auto_invalidation=True)
 
     assert len(sent) == 80
     assert sent[:28] == answer(_OTHERS)[:28]
@@ -35,6 +36,12 @@ def test_what_the_kernel_offers_is_taken_and_nothing_else_touched() -> None:
 
 
 def test_an_older_kernel_is_not_asked_for_more_than_it_knows() -> None:
-    sent = amended(answer(_OTHERS), offer(_PARALLEL_DIROPS))
+    sent = amended(answer(_OTHERS), offer(_PARALLEL_DIROPS), auto_invalidation=True)
 
     assert struct.unpack_from("=I", sent, 28) == (_OTHERS | _PARALLEL_DIROPS,)
+
+
+def test_the_kernel_does_not_drop_pages_by_itself() -> None:
+    sent = amended(answer(_OTHERS), offer(0), auto_invalidation=False)
+
+    assert struct.unpack_from("=I", sent, 28) == (_OTHERS & ~_AUTO_INVAL_DATA,)

@@ -10,7 +10,7 @@ import pytest
 
 from fuseswap.host.ganesha import GaneshaServer
 from tests.filesystem.conftest import Mount
-from tests.kit.proxy import READ, WRITE, Cut, Proxy, Record, Send
+from tests.kit.proxy import WRITE, Cut, Proxy, Record, Send
 from tests.kit.rpc import FILE_SYNC, UNSTABLE, stable_how
 from tests.kit.wait import wait_until
 
@@ -35,8 +35,8 @@ def wire(nfs_server: GaneshaServer, nfs_dir: Path, mount: Mount) -> Iterator[tup
         yield mount(url).point, said
 
 
-def of_data(said: Said) -> dict[object, int]:
-    return {call: count for call, count in said.items() if call in (READ, COMMIT) or isinstance(call, tuple)}
+def of_writing(said: Said) -> dict[object, int]:
+    return {call: count for call, count in said.items() if call == COMMIT or isinstance(call, tuple)}
 
 
 @pytest.mark.parametrize("end", [os.close, os.fsync])
@@ -47,7 +47,7 @@ def test_a_small_file_is_one_stable_write(wire: tuple[Path, Said], end: Callable
         os.write(file, b"x" * 1000)
     end(file)
 
-    assert of_data(said) == {(WRITE, FILE_SYNC): 1}
+    assert of_writing(said) == {(WRITE, FILE_SYNC): 1}
 
 
 def test_what_was_sent_unstable_is_committed(wire: tuple[Path, Said]) -> None:
@@ -55,10 +55,10 @@ def test_what_was_sent_unstable_is_committed(wire: tuple[Path, Said]) -> None:
     with (point / "file").open("wb", buffering=0) as file:
         file.write(bytes(2 * MIB + 1000))
         os.fsync(file.fileno())
-        assert of_data(said) == {(WRITE, UNSTABLE): 3, COMMIT: 1}
+        assert of_writing(said) == {(WRITE, UNSTABLE): 3, COMMIT: 1}
         file.write(bytes(1000))
 
-    assert of_data(said) == {(WRITE, UNSTABLE): 3, COMMIT: 1, (WRITE, FILE_SYNC): 1}
+    assert of_writing(said) == {(WRITE, UNSTABLE): 3, COMMIT: 1, (WRITE, FILE_SYNC): 1}
 
 
 def test_a_large_file_is_committed_while_it_is_written(wire: tuple[Path, Said]) -> None:
@@ -67,4 +67,4 @@ def test_a_large_file_is_committed_while_it_is_written(wire: tuple[Path, Said]) 
         for _ in range(40):
             file.write(bytes(MIB))
         wait_until(lambda: said[COMMIT] >= 2, seconds=20, what="two COMMITs")
-    assert of_data(said).keys() == {(WRITE, UNSTABLE), COMMIT}
+    assert of_writing(said).keys() == {(WRITE, UNSTABLE), COMMIT}

@@ -2,9 +2,10 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final, TypeVar
 
 import trio
@@ -26,6 +27,7 @@ from fuseswap.backends.protocol import (
     SetAttributes,
     SourceError,
     Statistics,
+    Written,
 )
 from fuseswap.swap.target import NfsTarget
 from fuseswap.swap.units import PAGE_SIZE
@@ -215,16 +217,16 @@ class NfsBackend:
             length -= len(data)
         return b"".join(parts) if len(parts) != 1 else parts[0]
 
-    async def write(self, handle: Handle, offset: int, data: bytes, stable: bool, caller: Caller) -> Attributes | None:
+    async def write(self, handle: Handle, offset: int, data: bytes, stable: bool, caller: Caller) -> Written:
         if offset + len(data) > self._limits.file_bytes_max:
             raise OSError(errno.EFBIG, "beyond the server's maxfilesize")
         if stable:
-            await self._write_stable(handle, offset, data, caller)
-        else:
-            for start in range(0, len(data), self.write_bytes_max):
-                piece = data[start : start + self.write_bytes_max]
-                await self._unstable.write(handle, offset + start, piece, caller)
-        return None
+            return await self._write_stable(handle, offset, data, caller)
+        parts = []
+        for start in range(0, len(data), self.write_bytes_max):
+            piece = data[start : start + self.write_bytes_max]
+            parts.append(await self._unstable.write(handle, offset + start, piece, caller))
+        return _together(parts)
 
     async def commit(self, handle: Handle, caller: Caller) -> None:
         await self._unstable.commit(handle)
@@ -268,27 +270,44 @@ class NfsBackend:
         assert made.handle is not None
         return made.handle, made.attributes or await self.getattr(made.handle, caller)
 
-    async def _write_unstable(self, handle: Handle, offset: int, data: bytes, caller: Caller) -> bytes | None:
-        written = await self._call(codec.write_call(handle, offset, data, False), caller)
-        if written.count < len(data):
-            await self._write_stable(handle, offset + written.count, data[written.count :], caller)
-        return None if written.committed == codec.FILE_SYNC else written.verifier
+    async def _write_unstable(
+        self, handle: Handle, offset: int, data: bytes, caller: Caller
+    ) -> tuple[bytes | None, Written]:
+        reply = await self._call(codec.write_call(handle, offset, data, False), caller)
+        verifier = None if reply.committed == codec.FILE_SYNC else reply.verifier
+        if reply.count == len(data):
+            return verifier, reply.written
+        rest = await self._write_stable(handle, offset + reply.count, data[reply.count :], caller)
+        return verifier, _together([reply.written, rest])
 
-    async def _write_stable(self, handle: Handle, offset: int, data: bytes, caller: Caller) -> None:
+    async def _write_stable(self, handle: Handle, offset: int, data: bytes, caller: Caller) -> Written:
         start = 0
         lesser = 0
+        parts = []
         while start < len(data):
             piece = data[start : start + self.write_bytes_max]
-            written = await self._call(codec.write_call(handle, offset + start, piece, True), caller)
-            if written.committed != codec.FILE_SYNC:
+            reply = await self._call(codec.write_call(handle, offset + start, piece, True), caller)
+            parts.append(reply.written)
+            if reply.committed != codec.FILE_SYNC:
                 lesser += 1
                 if lesser == _LESSER_REPLIES_MAX:
                     raise OSError(errno.EIO, "the server answers FILE_SYNC writes with less")
                 continue
-            start += written.count
+            start += reply.count
+        return _together(parts)
 
     async def _commit(self, handle: Handle, caller: Caller) -> bytes:
         return await self._call(codec.commit_call(handle), caller)
+
+
+def _together(parts: Sequence[Written]) -> Written:
+    """Of several writes that follow each other; what came between two of them is not known."""
+    if len(parts) == 1:
+        return parts[0]
+    for one, next_one in itertools.pairwise(parts):
+        if one.after is None or one.after.version != next_one.before:
+            return Written(None, parts[-1].after)
+    return Written(parts[0].before, parts[-1].after) if parts else Written(None, None)
 
 
 def _transfer_bytes(advertised: int) -> int:

@@ -20,6 +20,8 @@ from fuseswap.backends.protocol import (
     Handle,
     SetAttributes,
     Statistics,
+    Version,
+    Written,
 )
 
 T = TypeVar("T")
@@ -78,13 +80,13 @@ class Call(Generic[T]):
 
 
 @frozen
-class Written:
+class WriteReply:
     """WRITE3resok."""
 
     count: int
     committed: int
     verifier: bytes
-    attributes: Attributes | None
+    written: Written
 
 
 @frozen
@@ -189,7 +191,7 @@ def read_call(handle: Handle, offset: int, count: int) -> Call[tuple[bytes, bool
     return Call("read", queue, decode)
 
 
-def write_call(handle: Handle, offset: int, data: bytes | memoryview, stable: bool) -> Call[Written]:
+def write_call(handle: Handle, offset: int, data: bytes | memoryview, stable: bool) -> Call[WriteReply]:
     """WRITE, RFC 1813 3.3.7."""
     args = ffi.new("WRITE3args *")
     length = len(data)
@@ -200,10 +202,10 @@ def write_call(handle: Handle, offset: int, data: bytes | memoryview, stable: bo
     args.data.data_len = length
     args.data.data_val = keep[1]
 
-    def read(ok: Any) -> Written:
+    def read(ok: Any) -> WriteReply:
         if not 0 < ok.count <= length:
             raise BadReply(f"WRITE of {length} bytes answered with {ok.count}")
-        return Written(ok.count, ok.committed, ffi.buffer(ok.verf)[:], _post_attributes(ok.file_wcc.after))
+        return WriteReply(ok.count, ok.committed, ffi.buffer(ok.verf)[:], _written(ok.file_wcc))
 
     return _call("write", args, keep, "WRITE3", read)
 
@@ -468,6 +470,14 @@ def _entry(entry: Any) -> Entry:
 
 def _post_attributes(field: Any) -> Attributes | None:
     return _attributes(field.post_op_attr_u.attributes) if field.attributes_follow else None
+
+
+def _written(wcc: Any) -> Written:
+    before = None
+    if wcc.before.attributes_follow:
+        found = wcc.before.pre_op_attr_u.attributes
+        before = Version(found.size, _nanoseconds(found.mtime), _nanoseconds(found.ctime))
+    return Written(before, _post_attributes(wcc.after))
 
 
 def _attributes(attr: Any) -> Attributes:

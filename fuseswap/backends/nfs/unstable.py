@@ -12,7 +12,7 @@ from typing import Final
 import trio
 from attrs import define, field, frozen
 
-from fuseswap.backends.protocol import Caller, Handle
+from fuseswap.backends.protocol import Caller, Handle, Written
 
 KEPT_BYTES_MAX: Final = 64 << 20
 """Of all files together; a writer that would exceed it commits first."""
@@ -52,14 +52,15 @@ class _File:
 class UnstableWrites:
     """The kept writes of all files of one server.
 
-    `write(handle, offset, data, caller)` makes an unstable write and returns the verifier, or None if the
-    server made it stable at once; `rewrite` makes a stable one; `commit(handle, caller)` returns a verifier.
+    `write(handle, offset, data, caller)` makes an unstable write and returns the verifier, or None if the server
+    made it stable at once, and what it found and left; `rewrite` makes a stable one; `commit(handle, caller)`
+    returns a verifier.
     """
 
     def __init__(
         self,
-        write: Callable[[Handle, int, bytes, Caller], Awaitable[bytes | None]],
-        rewrite: Callable[[Handle, int, bytes, Caller], Awaitable[None]],
+        write: Callable[[Handle, int, bytes, Caller], Awaitable[tuple[bytes | None, Written]]],
+        rewrite: Callable[[Handle, int, bytes, Caller], Awaitable[object]],
         commit: Callable[[Handle, Caller], Awaitable[bytes]],
     ) -> None:
         self._write = write
@@ -69,7 +70,7 @@ class UnstableWrites:
         self._making_room = trio.Lock()
         self.kept_bytes = 0
 
-    async def write(self, handle: Handle, offset: int, data: bytes, caller: Caller) -> None:
+    async def write(self, handle: Handle, offset: int, data: bytes, caller: Caller) -> Written:
         """Write and remember. Errors as the backend's `write`."""
         if self.kept_bytes + len(data) > KEPT_BYTES_MAX:
             await self._make_room(len(data))
@@ -78,7 +79,7 @@ class UnstableWrites:
         file.caller = caller
         file.writing += 1
         try:
-            verifier = await self._write(handle, offset, data, caller)
+            verifier, written = await self._write(handle, offset, data, caller)
             if verifier is not None:
                 file.kept.append(Kept(offset, data, verifier))
                 self.kept_bytes += len(data)
@@ -89,6 +90,7 @@ class UnstableWrites:
             self._drop_if_idle(handle, file)
         if file.kept_bytes >= COMMIT_BYTES and not file.committing.locked():
             await self._settle(handle, file)
+        return written
 
     async def commit(self, handle: Handle) -> None:
         """Everything answered before this call is on stable storage when it returns.
