@@ -40,11 +40,13 @@ class OpenDirectory:
     async def entries(self, backend: Backend, position: int) -> AsyncIterator[tuple[int, Entry]]:
         """Entries behind `position`, each with its own position. OSError EINVAL for a position never given."""
         index = position - DOTS
+        if index > len(self._cookies) and self._end:
+            return  # a fresh start found fewer
         if not 0 <= index <= len(self._cookies):
             raise OSError(errno.EINVAL, "no such position")
         while True:
             if not self._page_start <= index < self._page_start + len(self._page):
-                if self._end and index == self._page_start + len(self._page):
+                if self._end and index >= self._page_start + len(self._page):
                     return
                 await self._fetch(backend, index)
                 continue
@@ -53,6 +55,20 @@ class OpenDirectory:
             yield index + DOTS, entry
 
     async def _fetch(self, backend: Backend, index: int) -> None:
+        try:
+            await self._fetch_page(backend, index)
+        except OSError as error:
+            if error.errno != errno.ESTALE or index == 0:
+                raise
+            # BAD_COOKIE: the directory changed, and its server wants a fresh start. What was told is passed over
+            # by count, as nfs_readdir_search_for_pos (fs/nfs/dir.c) does.
+            self.rewind()
+            while len(self._cookies) < index and not self._end:
+                await self._fetch_page(backend, len(self._cookies))
+            if not self._end:
+                await self._fetch_page(backend, index)
+
+    async def _fetch_page(self, backend: Backend, index: int) -> None:
         cookie = self._cookies[index - 1] if index else 0
         listing = await backend.readdir(self.node.handle, cookie, self._verifier, self.caller)
         self._verifier = listing.verifier

@@ -273,6 +273,41 @@ def test_mad_directories(mad: Mad, body: bytes, expected: str) -> None:
         assert outcome(lambda: os.listdir(mad.point)) == expected
 
 
+def status(number: int) -> bytes:
+    return u32(number) + _NO_ATTRIBUTES
+
+
+@pytest.mark.parametrize("removed", [0, 600])
+def test_a_server_that_takes_its_cookies_back(mad: Mad, removed: int) -> None:
+    """BAD_COOKIE, as of servers whose verifier is the directory's change time: the listing goes on all the same."""
+    names = {f"entry-{number:04}" for number in range(1000)}
+    behind = mad.behind / "directory"
+    for name in names:
+        (behind / name).touch()
+    replies = 0
+
+    def rule(record: Record, rng: random.Random) -> Iterable[Send | Cut]:
+        nonlocal replies
+        replies += 1
+        if replies != 2:
+            return forward(record, rng)
+        return [Send(Record(record.data[:24] + status(10003), record.xid, 0, 0).framed())]
+
+    try:
+        with mad.answering(rule, READDIRPLUS), os.scandir(mad.point / "directory") as entries:
+            seen = [next(entries).name]
+            for name in sorted(names)[:removed]:
+                (mad.point / "directory" / name).unlink()
+            seen += [entry.name for entry in entries]
+        assert replies > 2
+        assert len(seen) == len(set(seen))
+        if not removed:
+            assert set(seen) == names
+    finally:
+        for path in behind.iterdir():
+            path.unlink()
+
+
 def test_a_directory_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of ever new names and cookies."""
     monkeypatch.setattr(directories, "ENTRIES_MAX", 5000)
