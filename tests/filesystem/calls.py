@@ -60,6 +60,43 @@ def ftruncates(path: Path, size: int, flags: int = os.O_RDWR) -> None:
         os.close(fd)
 
 
+def links(path: Path, new: Path) -> None:
+    """link(2) of the name itself."""
+    os.link(path, new, follow_symlinks=False)
+
+
+def links_symbolically(path: Path, target: bytes) -> None:
+    """symlink(2)."""
+    os.symlink(target, bytes(path))  # noqa: PTH211  (of bytes)
+
+
+def changes_mode(path: Path, mode: int) -> None:
+    """chmod(2), but not through a link, which may lead anywhere."""
+    if not path.is_symlink():
+        path.chmod(mode)
+
+
+def looks(path: Path) -> tuple[int | str, ...]:
+    """Attributes that do not depend on the file system."""
+    found = path.lstat()
+    size = 0 if stat.S_ISDIR(found.st_mode) else found.st_size
+    return (oct(found.st_mode), found.st_nlink, found.st_uid, found.st_gid, size)
+
+
+def lists(path: Path) -> list[str]:
+    """Names, sorted."""
+    return sorted(os.listdir(path))  # noqa: PTH208  (fails when it is called)
+
+
+def reads(path: Path) -> bytes:
+    """The contents of a regular file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return os.read(descriptor, 1 << 20)
+    finally:
+        os.close(descriptor)
+
+
 def uses_without_permission(path: Path) -> bytes:
     """Make a file that nobody may open, write it, cut it, and read it."""
     fd = os.open(path, os.O_CREAT | os.O_RDWR, 0)
