@@ -331,6 +331,30 @@ def test_a_program_that_runs_is_not_written(here: Path) -> None:
         assert outcome(subprocess.run, [path, "0"]) == errno.ETXTBSY
 
 
+def test_a_program_that_may_only_be_run(here: Path, alice: User) -> None:
+    path = here / "true"
+    shutil.copy("/bin/true", path)
+    path.chmod(0o711)
+    assert alice.errno(opens, path, os.O_RDONLY) == errno.EACCES
+    assert alice(subprocess.call, [path]) == 0
+    path.chmod(0o744)
+    assert alice.errno(subprocess.call, [path]) == errno.EACCES
+
+
+def test_permission_that_goes_while_the_file_is_open(here: Path, alice: User, bob: User, world: World) -> None:
+    path = here / "file"
+    alice(writes, path, b"content", os.O_WRONLY | os.O_CREAT)
+    alice(os.chmod, path, 0o666)
+    descriptor = bob(os.open, path, os.O_RDWR)
+    alice(os.chmod, path, 0o600)
+    # An NFS server knows of no open files: it looks at the mode with every call, but for the owner's.
+    expected = errno.EACCES if world.kind == "nfs" else 0
+    assert bob.errno(os.pwrite, descriptor, b"C", 0) == 0
+    assert bob.errno(os.fsync, descriptor) == expected
+    assert bob.errno(os.close, descriptor) == 0
+    assert path.read_bytes() == (b"content" if expected else b"Content")
+
+
 # --- open ---
 
 
