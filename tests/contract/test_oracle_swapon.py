@@ -38,7 +38,8 @@ from tests.kit.rescue import loop_devices
 from tests.kit.wait import wait_until
 from tests.swap.test_header import raw_header
 
-pytestmark = pytest.mark.swap
+pytestmark = [pytest.mark.swap, pytest.mark.timeout(300)]
+"""Each file is synced; a busy disk takes its time."""
 
 KIB = 1024
 FS_IMMUTABLE_FL = 0x10
