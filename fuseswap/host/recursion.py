@@ -7,7 +7,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from urllib.parse import unquote, urlsplit
 
 from fuseswap.host import rundir
@@ -24,10 +24,13 @@ def fuseswap_below(path: str, *, seconds: float) -> str | None:
     None if it does not. `Hung` if looking it up takes longer than `seconds`.
     """
     hang = f"{path}: looking it up takes longer than {seconds:g} s: it lies on a mount that hangs"
-    real = call(lambda: os.path.realpath(path), what=hang, seconds=seconds)
-    table = mounts()
-    chain = _served_directory(real, table) or _chain(real, table, _engine_devices())
+    chain = call(lambda: _look(path), what=hang, seconds=seconds)
     return "it lies " + ", ".join(chain) if chain else None
+
+
+def _look(path: str) -> list[str] | None:
+    real, table = os.path.realpath(path), mounts()
+    return _served_directory(real, table) or _chain(real, table, _engine_devices())
 
 
 def _chain(path: str, table: tuple[Mount, ...], engines: dict[str, str]) -> list[str] | None:
@@ -54,9 +57,9 @@ def _served_directory(path: str, table: tuple[Mount, ...]) -> list[str] | None:
     """Whether a directory that a fuseswap mount shows holds `path`."""
     for mount in table:
         if mount.type == FILESYSTEM_TYPE and mount.source.startswith("file:"):
-            directory = unquote(urlsplit(mount.source).path, errors="surrogateescape").rstrip("/")
-            if path.startswith(f"{directory}/"):
-                return [f"in {directory or '/'}, which the fuseswap mount {mount.mountpoint} shows"]
+            directory = os.path.realpath(unquote(urlsplit(mount.source).path, errors="surrogateescape"))
+            if PurePath(path).is_relative_to(directory):
+                return [f"in {directory}, which the fuseswap mount {mount.mountpoint} shows"]
     return None
 
 

@@ -61,6 +61,7 @@ def refused(*arguments: str | Path) -> str:
     """The one line of a command that refuses a recursion."""
     result = fuseswap(*arguments)
     assert result.code == 3, result
+    assert ": would swap to itself: it lies " in result.line
     assert "(EDEADLK); use a file that depends on nothing of fuseswap" in result.line
     return result.line
 
@@ -125,7 +126,8 @@ def test_a_mount_on_a_mount(outer: Path, disk_dir: Path) -> None:
     """A directory of a fuseswap mount as the source of another, and what a local mount shows."""
     (disk_dir / "behind").mkdir()
     file = swap_file(disk_dir / "behind/file")
-    with fuseswap_mount(f"file://{disk_dir}/behind", disk_dir / "shows") as point:
+    (disk_dir / "link").symlink_to("behind")
+    with fuseswap_mount(f"file://{disk_dir}/link", disk_dir / "shows") as point:
         for arguments in (("check", file), ("create", file.with_name("new"), "--size", "1M"), ("on", point / "file")):
             assert f"it lies in {disk_dir}/behind, which the fuseswap mount {point} shows" in refused(*arguments)
     assert f"on the fuseswap mount {outer}" in refused("create", f"file://{outer}/new", "--size", "1M")
@@ -136,6 +138,8 @@ def test_a_mount_on_a_mount(outer: Path, disk_dir: Path) -> None:
 
 def test_a_file_system_on_an_engine(disk_dir: Path) -> None:
     with running(MemoryTarget(), IMAGE_BYTES) as engine, ExitStack() as stack:
+        below = fuseswap_below(str(engine.path), seconds=10) or ""
+        assert below.startswith(f"it lies on the fuseswap mount {engine.path.parent}")
         device = engine.attach()
         stack.callback(engine.detach)
         point = stack.enter_context(ext4_on(device, disk_dir / "inner"))
