@@ -23,7 +23,7 @@ _TRANSFER_BYTES = 1 << 20
 
 
 def local_facts(path: str) -> FileFacts:
-    """Opened as swapon opens it, for reading and writing, and nothing is changed. OSError.
+    """A file is opened as swapon opens it, for reading and writing, and nothing is changed. OSError.
 
     Failure for a file system with a ->swap_activate of its own kind: nothing is known of where the blocks lie.
     """
@@ -43,7 +43,9 @@ def local_facts(path: str) -> FileFacts:
         return known
     refused = 0
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        # swapon takes a read-only device, too; and closing one after writing wakes udev.
+        access = os.O_RDWR if stat.S_ISREG(status.st_mode) else os.O_RDONLY
+        descriptor = os.open(path, access | os.O_CLOEXEC)
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EPERM):
             raise

@@ -240,8 +240,8 @@ def test_check_says_what_swapon_says(
 
 
 @contextmanager
-def loop_device(path: Path) -> Iterator[Path]:
-    device = Path(run(["losetup", "--find", "--show", str(path)]).strip())
+def loop_device(path: Path, *options: str) -> Iterator[Path]:
+    device = Path(run(["losetup", "--find", "--show", *options, str(path)]).strip())
     try:
         yield device
     finally:
@@ -429,6 +429,14 @@ def test_active_already(directory: Path) -> None:
         syscalls.swapoff(path)
 
     assert kernel == ours == (EBUSY, EBUSY)
+
+
+def test_a_read_only_device_is_taken(directory: Path) -> None:
+    """By the kernel, which then loses every page that it writes; fuseswap never makes one."""
+    with loop_device(make_good(directory / "file"), "--read-only") as device:
+        kernel = kernel_verdict(device)
+        assert isinstance(kernel, Activated)
+        assert_same(said_by_check(device), kernel)
 
 
 def test_an_active_device(directory: Path) -> None:
