@@ -14,7 +14,7 @@ from typing import Final
 import trio
 from attrs import define, field
 
-from fuseswap.backends.protocol import Backend, Caller, Handle, Written
+from fuseswap.backends.protocol import Attributes, Backend, Caller, Handle, Written
 from fuseswap.filesystem.inodes import Node
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ class _Piece:
     offset: int
     data: bytes | bytearray
     caller: Caller
+    after: Attributes | None = None
+    """What it left, as far as the backend told it."""
 
     @property
     def end(self) -> int:
@@ -97,15 +99,21 @@ class Gathering:
             file.writers -= 1
             self._drop_if_idle(file)
 
-    async def drain(self, handle: Handle) -> None:
-        """The backend has answered every write taken before this call when it returns."""
+    async def drain(self, handle: Handle) -> Attributes | None:
+        """The backend has answered every write taken before this call when it returns.
+
+        Attributes of the file at a moment since the call began, if they came by the way.
+        """
         file = self._files.get(handle)
         if file is None:
-            return
+            return None
+        # The only one, and sent from here.
+        last = None if file.sending else file.gathered
         self._send_gathered(file)
         before = set(file.sending)
         while before & file.sending:
             await file.sent.park()
+        return None if last is None or file.sending else last.after
 
     async def settle(self, handle: Handle) -> None:
         """As `drain`. OSError of a write that failed."""
@@ -172,7 +180,7 @@ class Gathering:
                 file.node.handle, piece.offset, bytes(piece.data), stable, piece.caller
             )
             if written.after is not None:
-                file.node.attributes = written.after
+                file.node.attributes = piece.after = written.after
             file.node.wrote(written)
         except OSError as error:
             file.error = error

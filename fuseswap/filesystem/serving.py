@@ -130,8 +130,7 @@ class Serving(pyfuse3.Operations):
 
     async def drained_attributes(self, handle: Handle) -> Attributes:
         """The backend's, with all that was written before: a size of earlier would cut off the kernel's pages."""
-        await self.gathering.drain(handle)
-        return await self.backend.getattr(handle, ROOT)
+        return await self.gathering.drain(handle) or await self.backend.getattr(handle, ROOT)
 
     async def found(self, ask: Callable[[], Awaitable[tuple[Handle, Attributes]]]) -> tuple[Handle, Attributes]:
         """The file that the backend finds, with all that was written to it before."""

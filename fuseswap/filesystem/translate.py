@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
+import trio
 
 from fuseswap.filesystem.waiting import WaitingCalls
 
@@ -41,8 +42,12 @@ def answers_errno(
     @functools.wraps(handler)
     async def translated(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            with self.waiting.interruptible(self.asker(args)):
-                return await handler(self, *args, **kwargs)
+            with trio.CancelScope() as scope:
+                call = self.waiting.begin(self.asker(args), scope)
+                try:
+                    return await handler(self, *args, **kwargs)
+                finally:
+                    self.waiting.end(call)
         except pyfuse3.FUSEError:
             raise
         except OSError as error:

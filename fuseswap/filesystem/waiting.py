@@ -7,51 +7,51 @@ waits of the kernel's client (TASK_KILLABLE). Other signals wait with their proc
 """
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import trio
-from attrs import define, field
-
-LONG_SECONDS: Final = 1.0
-"""A request that waits for less is not looked at."""
+from attrs import define
 
 _LOOK_SECONDS: Final = 0.5
+_SPARED_LOOKS: Final = 2
+"""A request that has seen no more of them is not looked up: it waits for little more than a second."""
+
 _SIGKILL_BIT: Final = 1 << 8
 _PF_EXITING: Final = 0x4
 
 
 @define(eq=False)
-class _Call:
+class WaitingCall:
     pid: int
     scope: trio.CancelScope
-    began: float = field(factory=trio.current_time)
+    look: int
+    """How many there had been when it began."""
 
 
 class WaitingCalls:
     """All requests under way."""
 
     def __init__(self) -> None:
-        self._calls: set[_Call] = set()
+        self._calls: set[WaitingCall] = set()
+        self._looks = 0
 
-    @contextlib.contextmanager
-    def interruptible(self, pid: int) -> Iterator[trio.CancelScope]:
-        """A scope that is cancelled when the thread `pid`, which waits for its end, is to die."""
-        with trio.CancelScope() as scope:
-            call = _Call(pid, scope)
-            self._calls.add(call)
-            try:
-                yield scope
-            finally:
-                self._calls.discard(call)
+    def begin(self, pid: int, scope: trio.CancelScope) -> WaitingCall:
+        """A request: `scope` is cancelled when the thread `pid`, which waits for the answer, is to die."""
+        call = WaitingCall(pid, scope, self._looks)
+        self._calls.add(call)
+        return call
+
+    def end(self, call: WaitingCall) -> None:
+        """It is answered."""
+        self._calls.discard(call)
 
     async def watch(self) -> None:
         """Look after them until cancelled."""
         while True:
             await trio.sleep(_LOOK_SECONDS)
-            late = trio.current_time() - LONG_SECONDS
-            waiting = [call for call in self._calls if call.began < late]
+            self._looks += 1
+            waiting = [call for call in self._calls if self._looks - call.look > _SPARED_LOOKS]
             dying = {pid for pid in {call.pid for call in waiting} if is_dying(pid)}
             for call in waiting:
                 if call.pid in dying:

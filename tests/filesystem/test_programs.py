@@ -164,10 +164,11 @@ def make_tree(tree: Path) -> None:
         sparse.seek(10_000_000)
         sparse.write(b"island")
     os.mkfifo(tree / "fifo")
-    os.utime(tree / "fifo", ns=(10**18, 10**18))  # rsync takes times of the same second for equal
+    # Old, for rsync takes times of the same second for equal.
+    os.utime(tree / "fifo", ns=(10**18, 10**18))
     os.chown(tree / "empty", 1234, 5678)
-    for directory in tree.glob("*"):
-        if directory.is_dir():
+    for directory in tree.rglob("*"):
+        if directory.is_dir() and not directory.is_symlink():
             os.utime(directory, ns=(10**18, 10**18))
 
 

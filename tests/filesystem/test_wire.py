@@ -14,6 +14,7 @@ from tests.kit.proxy import WRITE, Cut, Proxy, Record, Send
 from tests.kit.rpc import FILE_SYNC, UNSTABLE, stable_how
 from tests.kit.wait import wait_until
 
+GETATTR = 1
 COMMIT = 21
 MIB = 1 << 20
 
@@ -68,3 +69,12 @@ def test_a_large_file_is_committed_while_it_is_written(wire: tuple[Path, Said]) 
             file.write(bytes(MIB))
         wait_until(lambda: said[COMMIT] >= 2, seconds=20, what="two COMMITs")
     assert of_writing(said).keys() == {(WRITE, UNSTABLE), COMMIT}
+
+
+def test_a_write_tells_the_attributes_too(wire: tuple[Path, Said]) -> None:
+    point, said = wire
+    with (point / "file").open("wb", buffering=0) as file:
+        asked = said[GETATTR]
+        file.write(b"x" * 1000)
+        assert os.fstat(file.fileno()).st_size == 1000
+        assert (said[GETATTR], said[(WRITE, UNSTABLE)]) == (asked, 1)

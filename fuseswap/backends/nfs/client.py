@@ -134,6 +134,8 @@ class Client:
         for delay in _delays(*_JUKEBOX_SECONDS):
             pending = await self._exchange(call, caller)
             error = _error(pending)
+            if error is None:
+                return pending
             if isinstance(error, NfsError) and error.status == NFS3ERR_JUKEBOX:
                 pass
             elif isinstance(error, BadReply) or (isinstance(error, Refused) and _UNREADABLE in str(error)):
@@ -155,7 +157,7 @@ class Client:
         try:
             if self._connection is not None:
                 self._send(self._connection, pending)
-            await pending.done.wait()
+            await pending.wait()
         finally:
             del self._outstanding[pending.key]
         return pending
@@ -173,7 +175,7 @@ class Client:
         self._connections += 1
         log.warning("connected to %s again", self._addresses[0].host)
         for pending in list(self._outstanding.values()):
-            if not pending.done.is_set():
+            if pending.outcome is None:
                 self._repetitions += pending.sendings > 0
                 self._send(connection, pending)
         self.reconnected()

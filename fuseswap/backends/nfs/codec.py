@@ -5,6 +5,8 @@ inside libnfs's callback, for the result is freed behind it. Nothing of a reply 
 and times are checked, and `BadReply` is raised for what RFC 1813 does not allow.
 """
 
+from __future__ import annotations
+
 import errno
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar

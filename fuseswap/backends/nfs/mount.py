@@ -104,7 +104,7 @@ async def _mnt(connection: Connection, url: NfsUrl, caller: Caller) -> Handle:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.run)
         connection.send(pending)
-        await pending.done.wait()
+        await pending.wait()
         nursery.cancel_scope.cancel()
     assert pending.outcome is not None
     if not pending.outcome[0]:
