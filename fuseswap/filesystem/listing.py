@@ -8,6 +8,7 @@ import pyfuse3
 from pyfuse3 import FileHandleT, FileNameT, InodeT
 
 from fuseswap.backends.protocol import Attributes, Entry, Handle
+from fuseswap.filesystem.active import ROOT
 from fuseswap.filesystem.directories import OpenDirectory
 from fuseswap.filesystem.entries import entry_of
 from fuseswap.filesystem.serving import Serving
@@ -75,8 +76,16 @@ class ListingOperations(Serving):
         if entry.handle is not None and entry.attributes is not None:
             return entry.handle, entry.attributes
         try:
-            return await self.backend.lookup(directory.node.handle, entry.name, directory.caller)
+            return await self._looked_up(directory, entry.name)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None
             raise
+
+    async def _looked_up(self, directory: OpenDirectory, name: bytes) -> tuple[Handle, Attributes]:
+        try:
+            return await self.backend.lookup(directory.node.handle, name, directory.caller)
+        except PermissionError:
+            # Who may read a directory but not search it sees its names; pyfuse3 tells them with attributes only.
+            # They are no way in: the kernel asks for search permission itself.
+            return await self.backend.lookup(directory.node.handle, name, ROOT)

@@ -145,6 +145,20 @@ def test_write_permission_on_the_directory_is_needed(here: Path, alice: User, bo
 _CREATORS = ("create", "link to", "mkdir", "mkfifo", "mknod", "rename to", "symlink")
 
 
+def test_names_without_search_permission(here: Path, alice: User) -> None:
+    directory = here / "directory"
+    directory.mkdir()
+    make(directory / "file", "regular")
+    make(directory / "below", "directory")
+    directory.chmod(0o744)
+    assert sorted(alice(os.listdir, directory)) == ["below", "file"]
+    assert alice.errno(os.stat, directory / "file") == errno.EACCES
+    assert alice.errno(os.listdir, directory / "below") == errno.EACCES
+    directory.chmod(0o711)
+    assert alice.errno(os.listdir, directory) == errno.EACCES
+    assert alice(os.listdir, directory / "below") == []
+
+
 # --- making ---
 
 
