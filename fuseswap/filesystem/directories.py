@@ -75,12 +75,17 @@ class OpenDirectory:
         self._page = list(listing.entries)
         self._page_start = index
         self._end = listing.end
-        del self._cookies[index:]
-        self._seen.intersection_update(self._cookies)
-        for entry in self._page:
+        cookies = [entry.cookie for entry in self._page]
+        known = self._cookies[index : index + len(cookies)]
+        if cookies[: len(known)] != known:
+            del self._cookies[index:]
+            self._seen.intersection_update(self._cookies)
+            known = []
+        # Else it is a part that was read before: positions behind it stay good.
+        for cookie in cookies[len(known) :]:
             if len(self._cookies) == ENTRIES_MAX:
                 raise OSError(errno.ELOOP, "the server's directory has no end")
-            if entry.cookie in self._seen:
+            if cookie in self._seen:
                 raise OSError(errno.ELOOP, "the server's directory cookies form a loop")
-            self._seen.add(entry.cookie)
-            self._cookies.append(entry.cookie)
+            self._seen.add(cookie)
+            self._cookies.append(cookie)

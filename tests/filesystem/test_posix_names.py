@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from fuseswap.backends.handles import read_directory
 from tests.filesystem.calls import TYPES, ftruncates, make, named, opens, outcome, remove, tick, touches
 from tests.filesystem.conftest import World
 from tests.filesystem.users import User
@@ -492,6 +493,33 @@ def test_a_removed_working_directory(here: Path) -> None:
         assert outcome(lambda: os.open("x", os.O_CREAT | os.O_WRONLY, dir_fd=fd)) == errno.ENOENT
     finally:
         os.close(fd)
+
+
+def test_positions_in_a_directory(here: Path) -> None:
+    """telldir(3) and seekdir(3): each entry's position leads to what was behind it."""
+    for number in range(700):
+        (here / f"entry-{number}").symlink_to("x")
+    descriptor = os.open(here, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        entries = []
+        while part := read_directory(descriptor):
+            entries += part
+        assert len({name for _, _, name in entries}) == len(entries) == 702
+        for index in (0, 1, 2, 350, 699, 5, 701):
+            os.lseek(descriptor, entries[index][1], os.SEEK_SET)
+            behind = read_directory(descriptor)
+            assert behind == entries[index + 1 : index + 1 + len(behind)]
+            assert behind or index == 701
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        (here / "new").touch()
+        (here / "entry-1").unlink()
+        names = []
+        while part := read_directory(descriptor):
+            names += [name for _, _, name in part]
+        assert b"new" in names
+        assert b"entry-1" not in names
+    finally:
+        os.close(descriptor)
 
 
 # --- a mount that is read-only ---
