@@ -2,8 +2,9 @@
 
 One thread, no tasks, no locks. Each turn reads what the kernel has, submits it to the plug, sends what has a
 slot, and takes what the server answered. Once it serves, it makes these system calls and no others: readv and
-write(v) on /dev/fuse, sendmsg and recvfrom on its socket, epoll_wait, and after a lost connection connect and
-getsockopt. Each other call might allocate memory below reclaim and so wait for the very page it carries.
+write(v) on /dev/fuse, sendmsg and recvfrom on its socket, epoll_wait, sched_yield and sched_setscheduler, and after a
+lost connection connect and getsockopt. Each other call might allocate memory below reclaim and so wait for the very
+page it carries.
 
 | step | may wait | may allocate | may fail with |
 |---|---|---|---|
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from fuseswap.engine import fuse_wire as wire
+from fuseswap.engine import limits
 from fuseswap.engine.fuse_wire import (
     FILE_NODE,
     OUT_HEADER,
@@ -31,7 +33,8 @@ from fuseswap.engine.fuse_wire import (
     MalformedRequest,
     Opcode,
 )
-from fuseswap.engine.private_file import BACKGROUND_MAX, PrivateFile, UnsupportedKernel
+from fuseswap.engine.private_file import PrivateFile, UnsupportedKernel
+from fuseswap.engine.spin import Spin
 from fuseswap.engine.transport import EVENTS
 from fuseswap.swap.counters import Counters, Level, Stage, Word
 from fuseswap.swap.plug import Plug
@@ -39,8 +42,6 @@ from fuseswap.swap.requests import Call, Request
 from fuseswap.swap.reserve import Reserve
 from fuseswap.swap.units import PAGE_SIZE
 
-REQUESTS_MAX: Final = 2 * BACKGROUND_MAX
-"""Requests held at once; beyond it the kernel queues. The loop device alone never gets there."""
 BATCH_MAX: Final = 64
 """Messages read in one turn, so that replies of the server never wait for long."""
 PROBE_STEP_NS: Final = 10_000_000
@@ -121,6 +122,7 @@ class Engine:
         self._out = bytearray(OUT_HEADER.size)
         self._write_out = bytearray(WRITE_ANSWER.size)
         self._requests = 0
+        self._spins = (Spin(), Spin())  # for the kernel's next request, for the server's next reply
         self._readable = False
         self._stalled = False
         self._gone = 0
@@ -131,7 +133,7 @@ class Engine:
         if self._target.fileno() >= 0:
             self._epoll.register(self._target.fileno(), EVENTS)
         self._words[Word.RESERVE_PAGES] = reserve.pages
-        self._words[Word.REQUESTS_MAX] = REQUESTS_MAX
+        self._words[Word.REQUESTS_MAX] = limits.REQUESTS_MAX
 
     # Before the mount
 
@@ -193,16 +195,34 @@ class Engine:
                 wake_ns = self._read_again_ns
         if wake_ns and (not due or wake_ns < due):
             due = wake_ns
-        if self._readable and not self._stalled:
-            events = self._epoll.poll(0, 2)
-        else:
-            self._publish()
-            events = self._epoll.poll(max(due - now, 0) / 1e9 if due else -1, 2)
+        more = self._readable and not self._stalled
+        events = self._epoll.poll(0, 2) if more else self._wait(now, due)
         for descriptor, flags in events:
             if descriptor == self._device:
                 self._readable = True
             else:
                 self._target.on_event(flags)
+
+    def _wait(self, begin: int, due: int) -> list[tuple[int, int]]:
+        """What happens next, waiting from `begin` to `due` (0: for ever)."""
+        poll = self._epoll.poll
+        spin = self._spins[self._requests > 0]
+        if limit := spin.limit_ns(self._requests):
+            end = min(begin + limit, due or begin + limit)
+            while (now := time.monotonic_ns()) < end:
+                if events := poll(0, 2):
+                    spin.waited(now - begin)
+                    return events
+                # Whoever waits for this processor may be the one that is waited for.
+                os.sched_yield()
+            if end == due:
+                return poll(0, 2)
+            spin.in_vain()
+        self._publish()
+        events = poll(max(due - begin, 0) / 1e9 if due else -1, 2)
+        if events:
+            spin.waited(time.monotonic_ns() - begin)
+        return events
 
     def _publish(self) -> None:
         """Store what `status` shows besides events; only before waiting, so that it costs nothing under load."""
@@ -222,7 +242,7 @@ class Engine:
     def _read_kernel(self) -> None:
         plug = self._plug
         for _ in range(BATCH_MAX):
-            landing = self._reserve.landing() if self._requests < REQUESTS_MAX else None
+            landing = self._reserve.landing() if self._requests < limits.REQUESTS_MAX else None
             if landing is None:
                 self._stalled = True
                 self._words[Word.RESERVE_FULL] += 1
@@ -345,8 +365,9 @@ class Engine:
         self._finish(requests)
         self._stalled = False
         while (ready := self._reserve.next_ready()) is not None:
-            if self._submit(*ready):
-                self._finish([ready[0]])
+            request, extent = ready
+            if self._submit(request, extent):
+                self._finish([request])
 
     def _finish(self, requests: list[Request]) -> None:
         words = self._words
@@ -392,7 +413,7 @@ class Engine:
                 os.write(self._device, head)
         except OSError as error:
             # ENOENT: the request was aborted meanwhile. The end of the connection is learnt by reading.
-            if error.errno not in (errno.ENOENT, *_GONE):
+            if error.errno != errno.ENOENT and error.errno not in _GONE:
                 self._log(Level.ERROR, f"answering the kernel: {error.strerror}")
                 if pieces:
                     # A request without an answer would wait for ever; a bare error needs nothing of the kernel.

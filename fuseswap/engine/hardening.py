@@ -27,7 +27,9 @@ ENVIRONMENT: Final = {
 }
 
 STACK_BYTES: Final = 256 << 10
-REALTIME_PRIORITY: Final = 1
+NICE: Final = -20
+REALTIME: Final = os.sched_param(1)
+ORDINARY: Final = os.sched_param(0)
 
 
 @frozen
@@ -43,8 +45,7 @@ class Hardening:
 def harden(heap_bytes: int, *, realtime: bool) -> Hardening:
     """Lock memory, grow the heap by `heap_bytes`, freeze the collector, and ask for what needs privilege.
 
-    `realtime` asks for SCHED_FIFO: the page allocator lets a real-time task use part of the reserve below the
-    min watermark (gfp_to_alloc_flags, ALLOC_MIN_RESERVE), the nearest thing to PF_MEMALLOC for a process.
+    `realtime` asks for nice -20 and for leave to `enter_realtime`.
     """
     gc.collect()
     gc.freeze()
@@ -56,7 +57,7 @@ def harden(heap_bytes: int, *, realtime: bool) -> Hardening:
         memory_locked=locked,
         io_flusher=libc.set_io_flusher(),
         oom_protected=protect_from_oom(),
-        realtime=realtime and _try(_become_realtime) and os.sched_getscheduler(0) == os.SCHED_FIFO,
+        realtime=realtime and _try(be_urgent),
     )
 
 
@@ -84,8 +85,26 @@ def protect_from_oom() -> bool:
     return int(path.read_text()) == -1000
 
 
-def _become_realtime() -> None:
-    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REALTIME_PRIORITY))
+def be_urgent() -> None:
+    """nice -20, and a trial of `enter_realtime`; OSError EPERM or EACCES without CAP_SYS_NICE."""
+    os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    enter_realtime()
+    leave_realtime()
+
+
+def enter_realtime() -> None:
+    """SCHED_FIFO until `leave_realtime`; OSError EPERM without CAP_SYS_NICE.
+
+    The page allocator lets a real-time task use part of the reserve below the min watermark (gfp_to_alloc_flags,
+    ALLOC_MIN_RESERVE), the nearest thing to PF_MEMALLOC for a process. Only while it allocates: a real-time engine
+    runs at once for each single request and reply, and there is nothing left to send or receive together.
+    """
+    os.sched_setscheduler(0, os.SCHED_FIFO, REALTIME)
+
+
+def leave_realtime() -> None:
+    """Be scheduled fairly again, with the same nice value."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, ORDINARY)
 
 
 def _try(step: Callable[[], object]) -> bool:

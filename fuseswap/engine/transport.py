@@ -24,10 +24,9 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
-from fuseswap.engine import libc
+from fuseswap.engine import hardening, libc, limits
 from fuseswap.engine.rpc_wire import (
     REPLY_HEADER_BYTES_MAX,
     BadRecord,
@@ -40,33 +39,18 @@ from fuseswap.engine.rpc_wire import (
     parse_reply,
     parse_write_result,
 )
+from fuseswap.engine.sockets import make_socket
 from fuseswap.swap.counters import Level, Word
 from fuseswap.swap.plug import Plug
 from fuseswap.swap.requests import Call, Request
 from fuseswap.swap.target import NfsTarget
 
-SECOND_NS: Final = 1_000_000_000
-CALL_LIMIT_NS: Final = 60 * SECOND_NS
-"""A call without a reply for this long means a dead connection, as timeo does for TCP in nfs(5)."""
-CONNECT_LIMIT_NS: Final = 10 * SECOND_NS
-BACKOFF_FIRST_NS: Final = SECOND_NS // 20
-BACKOFF_MAX_NS: Final = 3 * SECOND_NS
-RETRY_NS: Final = SECOND_NS // 4
-STALE_WAIT_NS: Final = 30 * SECOND_NS
 UNSTABLE_TRIES: Final = 5
-QUIET_NS: Final = 60 * SECOND_NS
+QUIET_NS: Final = 60_000_000_000
 """A rejection is logged when there was none for this long."""
 
-SEND_BUFFER_BYTES: Final = 512 << 10
-"""Bounds what the kernel allocates in the engine's name; larger buffers hung a machine of 256 MiB."""
-RECEIVE_BUFFER_BYTES: Final = 2 << 20
 IOV_MAX: Final = 256
 """Pieces of one sendmsg: the kernel copies their list into memory that it allocates, here at most one page."""
-USER_TIMEOUT_MS: Final = 60_000
-"""Unsent or unacknowledged data for this long end the connection. Not less than CALL_LIMIT_NS: a server whose disk
-stalls closes its window, and sending all again would not help it. A dead peer is found by keep-alive."""
-KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
-
 EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 """What the socket must be registered for. Without EPOLLRDHUP an end of the stream that comes together with the
 last reply would be missed: a short read ends the turn, and no further edge tells of it."""
@@ -76,6 +60,7 @@ _WAITING, _CONNECTING, _UP = range(3)
 
 # As plain integers: looking up an enumeration's member costs 0.15 us in Python 3.11.
 _FILE_SYNC: Final = int(Stable.FILE_SYNC)
+_REALTIME: Final = int(Word.REALTIME)
 _REPLY_NS: Final = int(Word.REPLY_NS)
 
 
@@ -112,12 +97,12 @@ class Transport:
         self._receive_memory = self._records.memory
         self._state = _WAITING
         self._due_ns = 0
-        self._backoff_ns = BACKOFF_FIRST_NS
+        self._backoff_ns = limits.BACKOFF_FIRST_NS
         self._address_index = 0
         self._lost_reason = ""
         self._up_since_ns = 0
         self._rejected_ns = -QUIET_NS
-        self._socket, self._addresses = _make_socket(target)
+        self._socket, self._addresses = make_socket(target)
         self.port = int(self._socket.getsockname()[1])
         words[Word.SOURCE_PORT] = self.port
         words[Word.DISCONNECTED_NS] = time.monotonic_ns()
@@ -159,10 +144,24 @@ class Transport:
         self._queued_bytes += size
         self._stream_queued += size
         call.stream_end = self._stream_queued
-        call.deadline = time.monotonic_ns() + CALL_LIMIT_NS
+        call.deadline = time.monotonic_ns() + limits.CALL_LIMIT_NS
 
     def flush(self) -> None:
         """Send as much of what is queued as the socket takes."""
+        if self._queue and self._writable:
+            self._enter_realtime()
+            self._send_queue()
+            self._leave_realtime()
+
+    def _enter_realtime(self) -> None:
+        if self._words[_REALTIME]:
+            hardening.enter_realtime()
+
+    def _leave_realtime(self) -> None:
+        if self._words[_REALTIME]:
+            hardening.leave_realtime()
+
+    def _send_queue(self) -> None:
         queue = self._queue
         while queue and self._writable:
             try:
@@ -214,9 +213,9 @@ class Transport:
                     return
         except BlockingIOError:
             return
-        except BadRecord as error:
+        except BadRecord as bad:
             self._words[Word.BAD_RECORDS] += 1
-            self._lose(f"bad reply: {error}")
+            self._lose(f"bad reply: {bad}")
         except OSError as error:
             self._lose(error.strerror or str(error))
 
@@ -271,7 +270,7 @@ class Transport:
         call.deadline = 0
         del self._calls[call.xid]
         self._name(call)
-        self._delayed.append((now + RETRY_NS, call.xid))
+        self._delayed.append((now + limits.RETRY_NS, call.xid))
 
     def _rejected(self, call: Call, verdict: int, now: int) -> None:
         if verdict in (RpcVerdict.SYSTEM_ERR, RpcVerdict.PROG_UNAVAIL, RpcVerdict.AUTH_ERROR):
@@ -288,7 +287,7 @@ class Transport:
             return
         if status in (Status.STALE, Status.BADHANDLE):
             call.stale_since = call.stale_since or now
-            if now - call.stale_since < STALE_WAIT_NS:
+            if now - call.stale_since < limits.STALE_WAIT_NS:
                 self._retry(call, now)
                 if len(self._addresses) > 1:
                     self._next_address()
@@ -322,7 +321,7 @@ class Transport:
         deadline = self._first_deadline()
         if deadline and now >= deadline:
             self._words[Word.TIMEOUTS] += 1
-            self._lose(f"no reply for {CALL_LIMIT_NS // SECOND_NS} seconds")
+            self._lose(f"no reply for {limits.CALL_LIMIT_NS // limits.SECOND_NS} seconds")
 
     def due(self) -> int:
         """When to call `tick` again, 0 if nothing is pending."""
@@ -341,12 +340,14 @@ class Transport:
 
     def _connect(self, now: int) -> None:
         self._state = _CONNECTING
-        self._due_ns = now + CONNECT_LIMIT_NS
+        self._due_ns = now + limits.CONNECT_LIMIT_NS
+        self._enter_realtime()
         if ":" in self._target.addresses[self._address_index].host:
             # After an IPv4 peer the socket would send its SYN by IPv4's road for ever. A connect that fails at
             # once, as one to the broadcast address does, takes it back to IPv6's (tcp_v6_connect).
             libc.connect(self._socket.fileno(), _BROADCAST)
         code = libc.connect(self._socket.fileno(), self._addresses[self._address_index])
+        self._leave_realtime()
         if code == 0:
             self._established()
         elif code not in (errno.EINPROGRESS, errno.EINTR):
@@ -380,8 +381,8 @@ class Transport:
             words[Word.DISCONNECTED_NS] = now
             self._log(Level.WARNING, f"lost the server: {reason}; waiting for it")
             # A server that takes connections and does nothing with them is no reason to hurry.
-            if words[Word.REPLY_NS] >= self._up_since_ns or now - self._up_since_ns > BACKOFF_MAX_NS:
-                self._backoff_ns = BACKOFF_FIRST_NS
+            if words[Word.REPLY_NS] >= self._up_since_ns or now - self._up_since_ns > limits.BACKOFF_MAX_NS:
+                self._backoff_ns = limits.BACKOFF_FIRST_NS
         else:
             self._next_address()
         self._lost_reason = reason
@@ -393,7 +394,7 @@ class Transport:
         self._records.reset()
         # Jitter from the clock, so that a fleet of machines does not return to a server in one beat.
         self._due_ns = now + self._backoff_ns // 2 + now // 1000 % self._backoff_ns
-        self._backoff_ns = min(2 * self._backoff_ns, BACKOFF_MAX_NS)
+        self._backoff_ns = min(2 * self._backoff_ns, limits.BACKOFF_MAX_NS)
 
     def _next_address(self) -> None:
         # Only from here: the address that served is tried first after a loss, for not every address of a name
@@ -413,65 +414,3 @@ def _drop_sent(queue: list[bytearray | memoryview], sent: int) -> None:
     if sent:
         queue[index] = memoryview(queue[index])[sent:]
     del queue[:index]
-
-
-def _make_socket(target: NfsTarget) -> tuple[socket.socket, list[bytes]]:
-    """A non-blocking TCP socket for all of the target's addresses, bound below 1024 where allowed."""
-    family = socket.AF_INET6 if any(":" in address.host for address in target.addresses) else socket.AF_INET
-    kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-    try:
-        sock = socket.socket(family, kind)
-    except OSError as error:
-        # A kernel without IPv6. Names have IPv6 addresses all the same; connecting to one fails at once here.
-        if family == socket.AF_INET or error.errno != errno.EAFNOSUPPORT:
-            raise
-        family = socket.AF_INET
-        sock = socket.socket(family, kind)
-    try:
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEPALIVE:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
-        _bind_reserved(sock)
-        addresses = [
-            libc.socket_address(socket.AF_INET6 if ":" in address.host else family, address.host, address.port)
-            for address in target.addresses
-        ]
-    except BaseException:
-        sock.close()
-        raise
-    return sock, addresses
-
-
-def _bind_reserved(sock: socket.socket) -> None:
-    # Servers' default `secure` option takes calls from ports below 1024 only (exports(5)). A port that the kernel
-    # chooses is given up by connect(AF_UNSPEC), one that was asked for stays (SOCK_BINDPORT_LOCK).
-    spared = _blacklisted_ports()
-    for first, last in ((665, 1023), (32768, 60999)):
-        ports = [port for port in range(first, last + 1) if port not in spared]
-        begin = int.from_bytes(os.urandom(2)) % len(ports)
-        for port in ports[begin:] + ports[:begin]:
-            try:
-                sock.bind(("", port))
-                return
-            except PermissionError:
-                break
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-
-
-def _blacklisted_ports() -> set[int]:
-    """Ports that a daemon of this machine is to have (bindresvport.blacklist(5), as libc and rpcbind keep to it)."""
-    try:
-        text = Path("/etc/bindresvport.blacklist").read_text(errors="replace")
-    except OSError:
-        return set()
-    words = [line.partition("#")[0].strip() for line in text.splitlines()]
-    return {int(word) for word in words if word.isdecimal()}

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuseswap.engine import engine as engine_module
+from fuseswap.engine import limits
 from fuseswap.engine.engine import Engine
 from fuseswap.engine.memory_target import MemoryTransport
 from fuseswap.engine.private_file import PrivateFile, UnsupportedKernel
@@ -367,7 +367,7 @@ def test_a_full_reserve_stops_reading_and_goes_on() -> None:
 
 
 def test_more_requests_than_are_held_wait_in_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "REQUESTS_MAX", 10)
+    monkeypatch.setattr(limits, "REQUESTS_MAX", 10)
     with kernel(held=True, reserve_pages=32) as here:
         handle = here.open()
         uniques = []

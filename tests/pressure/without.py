@@ -4,6 +4,7 @@
 taken away, then `fuseswap.engine.main` runs as ever. Imports no more than that does.
 """
 
+import errno
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -15,6 +16,10 @@ from fuseswap.engine import main as engine
 
 def _nothing(*_: object) -> None:
     return
+
+
+def _refuse(*_: object) -> None:
+    raise PermissionError(errno.EPERM, "taken away by the test")
 
 
 def _mlockall() -> None:
@@ -31,7 +36,7 @@ def _gc() -> None:
 
 
 def _realtime() -> None:
-    _replace(hardening, "_become_realtime", _nothing)
+    _replace(hardening, "be_urgent", _refuse)
 
 
 def _replace(module: Any, name: str, value: object) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from fuseswap.swap.plug import Plug
 from fuseswap.swap.requests import Call, Request
+from tests.kit.fields import fields
 from tests.swap.plug_model import GARBAGE, PAGE, World, check_queue, page_of
 
 
@@ -450,11 +451,11 @@ def fingerprint(plug):
     calls = [*plug._queue, *plug.in_flight]
     requests = {id(request): request for call in calls for request in call.requests}
     requests.update((id(request), request) for request in plug._writes.values())
-    fields = [[(name, getattr(r, name)) for name in Request.__slots__ if name != "memory"] for r in requests.values()]
+    states = [[(name, getattr(r, name)) for name in fields(Request) if name != "memory"] for r in requests.values()]
     return (
         [(id(call), call.offset, call.length, call.sequence, list(map(id, call.requests))) for call in calls],
         [dict(index) for index in (*plug._starts, *plug._ends, plug._writes, plug.in_flight)],
-        [[(name, repr(value)) for name, value in one] for one in fields],
+        [[(name, repr(value)) for name, value in one] for one in states],
         plug._sequence,
         plug.statistics(),
     )

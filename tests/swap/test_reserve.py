@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from fuseswap.swap.reserve import Reserve, reserve_pages, watermark_pages
+from tests.kit.fields import fields
 from tests.swap.reserve_model import ReserveWorld, walk
 
 MIB = 1 << 20
@@ -35,7 +36,7 @@ def refused(reserve, function, *arguments):
 
 
 def state(reserve):
-    return [(name, str(getattr(reserve, name))) for name in reserve.__slots__]
+    return [(name, str(getattr(reserve, name))) for name in fields(type(reserve))]
 
 
 def test_small_writes_cost_what_they_need(reserve_class):

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-import fuseswap.swap.reserve as original
+import fuseswap
+from fuseswap.swap.reserve import Reserve
 from tests.swap import test_reserve
 from tests.swap.reserve_model import walk
 
-SOURCE = Path(original.__file__).read_text()
+SOURCE = (Path(fuseswap.__file__).parent / "swap/reserve.py").read_text()
 
 MUTANTS = [
     ("offers less than a landing room", "if self._current_pages < self.landing_pages or",
@@ -108,9 +109,10 @@ def is_red(check: Any, reserve_class: Any) -> bool:
     return False
 
 
-def test_the_checks_are_green_without_a_mutation() -> None:
-    walk_all(original.Reserve)
-    tell_stories(original.Reserve)
+@pytest.mark.parametrize("reserve_class", [Reserve, mutant("none", "", "")], ids=["compiled", "interpreted"])
+def test_the_checks_are_green_without_a_mutation(reserve_class: Any) -> None:
+    walk_all(reserve_class)
+    tell_stories(reserve_class)
 
 
 @pytest.mark.parametrize(("name", "old", "new"), MUTANTS, ids=[mutation[0] for mutation in MUTANTS])

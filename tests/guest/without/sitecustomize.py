@@ -19,13 +19,13 @@ def _refuse(*_arguments: object) -> None:
 
 
 def _take_away(safeguard: str) -> None:
-    from fuseswap.engine import hardening, libc, transport, watermarks
+    from fuseswap.engine import hardening, libc, sockets, watermarks
 
     match safeguard:
         case "mlockall":
             libc.lock_memory = _refuse
         case "realtime":
-            hardening._become_realtime = _refuse
+            hardening.be_urgent = _refuse
         case "io-flusher":
             libc.set_io_flusher = lambda: False
         case "oom-score":
@@ -35,7 +35,7 @@ def _take_away(safeguard: str) -> None:
         case "watermarks":
             watermarks.steady = lambda: contextlib.nullcontext(False)
         case "small-buffers":
-            make_socket = transport._make_socket
+            make_socket = sockets.make_socket
 
             def make_large(*arguments: object) -> object:
                 made = make_socket(*arguments)
@@ -43,7 +43,7 @@ def _take_away(safeguard: str) -> None:
                     made[0].setsockopt(socket.SOL_SOCKET, option, _LARGE_BUFFER_BYTES)
                 return made
 
-            transport._make_socket = make_large
+            sockets.make_socket = make_large
         case _:
             raise ValueError(f"no safeguard {safeguard!r}")
 
