@@ -14,8 +14,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-COLOURS: Final = {"limit": "#9a9a9a", "fuseswap": "#1f5fa8", "qsd": "#d08a2e"}
-NAMES: Final = {"qsd": "qemu-storage-daemon (writes not stable)"}
+COLOURS: Final = {"limit": "#9a9a9a", "fuseswap": "#1f5fa8", "road": "#9dbfe0", "qsd": "#d08a2e"}
+NAMES: Final = {"road": "fuseswap without a server", "qsd": "qemu-storage-daemon (writes not stable)"}
 PHASES: Final = ("fill", "sequential", "random")
 
 

@@ -1,4 +1,4 @@
-"""The sides that are compared: the limit, fuseswap, and peers where they are installed.
+"""The sides that are compared: the limit, fuseswap, its road without a server, and peers where they are installed.
 
 Each is a context manager around a file of its own on the same NFS server.
 """
@@ -17,10 +17,12 @@ from attrs import frozen
 from measure import Pattern, Sample, fio, limit
 from portmapper import portmapper
 
-from fuseswap.host import fusectl, loop, swap
+from fuseswap.engine.launch import launch
+from fuseswap.host import fusectl, loop, rundir, swap
 from fuseswap.host.bounded import HostError, run
 from fuseswap.host.ganesha import GaneshaServer
-from fuseswap.host.mounts import mount_at
+from fuseswap.host.mounts import mount_at, unmount
+from fuseswap.swap.target import Activation, MemoryTarget
 from fuseswap.swap.units import RUN_DIRECTORY
 
 HERE: Final = Path(__file__).parent
@@ -96,6 +98,26 @@ def fuseswap_io(server: GaneshaServer, size_bytes: int) -> Iterator[Measure]:
 
 
 @contextmanager
+def road_io(_server: GaneshaServer, size_bytes: int) -> Iterator[Measure]:
+    """Loop device, FUSE and engine as ever, but the pages stay in the engine's memory: what the way there costs."""
+    name = f"{NAME}-road"
+    directory = Path(RUN_DIRECTORY, name)
+    with ExitStack() as stack:
+        path = launch(name, Activation("bench", size_bytes, MemoryTarget()))
+        stack.callback(_remove, directory)
+        stack.callback(unmount, str(path.parent))
+        device = loop.attach(str(path))
+        stack.callback(loop.detach, device.path)
+        yield lambda pattern, seconds: fio(device.path, pattern, seconds, size_bytes)
+
+
+def _remove(directory: Path) -> None:
+    rundir.remove_counters(directory.name)
+    for left in (directory / "swap", directory):
+        left.rmdir()
+
+
+@contextmanager
 def qsd_device(server: GaneshaServer, size_bytes: int) -> Iterator[str]:
     """qemu-storage-daemon's FUSE export of a file on the server, below a loop device set up as fuseswap's is."""
     fill(server.export_dir / "qsd", size_bytes)
@@ -146,6 +168,7 @@ def qsd_swapped_on(server: GaneshaServer, size_bytes: int) -> Iterator[None]:
 SIDES: Final = (
     Side("limit", limit_io, None),
     Side("fuseswap", fuseswap_io, fuseswap_swapped_on),
+    Side("road", road_io, None),
     Side("qsd", qsd_io, qsd_swapped_on, lambda: shutil.which("qemu-storage-daemon") is not None),
 )
 """The first is what the others are compared with."""

@@ -155,7 +155,12 @@ class Transport:
 
     def _enter_realtime(self) -> None:
         if self._words[_REALTIME]:
-            hardening.enter_realtime()
+            try:
+                hardening.enter_realtime()
+            except OSError as error:
+                # Allowed at the start; a cgroup without real-time runtime may take it away.
+                self._words[_REALTIME] = 0
+                self._log(Level.WARNING, f"no longer real-time while it sends: {error.strerror}")
 
     def _leave_realtime(self) -> None:
         if self._words[_REALTIME]:

@@ -602,6 +602,26 @@ def test_due_is_when_something_is_to_be_done(rig: Rig, server: FakeServer, monke
     assert rig.transport.due() == far
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_it_sends_and_connects_as_a_real_time_task_where_allowed(
+    rig: Rig, server: FakeServer, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    changes: list[int] = []
+
+    def set_scheduler(_pid: int, policy: int, _param: os.sched_param) -> None:
+        if not allowed:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        changes.append(policy)
+
+    monkeypatch.setattr(os, "sched_setscheduler", set_scheduler)
+    rig.words[Word.REALTIME] = 1
+    assert rig.finish(rig.write(1, pages(1)), rig.read(5)) == [0, 0]
+    assert rig.words[Word.REALTIME] == allowed
+    assert len(changes) >= 4 if allowed else not changes
+    assert changes == [os.SCHED_FIFO, os.SCHED_OTHER] * (len(changes) // 2)
+    assert rig.said("real-time") == ([] if allowed else [Level.WARNING])
+
+
 # --- addresses ---
 
 

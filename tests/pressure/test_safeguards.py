@@ -5,12 +5,10 @@ watchdog is seen to end it. Without the malloc settings and the touched heap it 
 the other safeguards in none (one run each): there it is the cost that is asserted.
 """
 
-import os
 import random
 import sys
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from fuseswap.host.ganesha import GaneshaServer
 from fuseswap.host.swap import PRIORITY_MAX, swapon
 from fuseswap.swap.target import NfsTarget
 from tests.contract.pages import Pages, pages
-from tests.engine.running import Running, fio, in_background, nfs_target, through
+from tests.engine.running import Running, fio, nfs_target, through
 from tests.engine.test_engine_memory import WHITELIST, Memory, calls_of, traced
 from tests.kit.plain_swap import run
 from tests.kit.proxy import WRITE, Cut, Proxy, Record, Send
@@ -117,37 +115,6 @@ def test_without_freezing_a_collection_stops_the_engine() -> None:
     thawed, frozen = map(float, output.split())
     print(f"a collection takes {1e3 * thawed:.2f} ms, frozen {1e3 * frozen:.2f} ms")
     assert thawed > 10 * frozen
-
-
-def test_without_sched_fifo_it_waits_for_a_processor(target: NfsTarget) -> None:
-    """And with it the pages of everybody. (The other use of SCHED_FIFO shows under global pressure only.)"""
-
-    def waited_seconds(*safeguards: str) -> float:
-        with engine_without(safeguards, target, SIZE) as here, busy_processors():
-            before = waiting_ns(here.engine_pid)
-            fio(here.device, SIZE, "--rw=randread", "--bs=4k", "--iodepth=4", "--time_based", "--runtime=1")
-            after = waiting_ns(here.engine_pid)
-            here.detach()
-        return (after - before) / 1e9
-
-    with_it, without_it = waited_seconds(), waited_seconds("realtime")
-    print(f"waited for a processor: {with_it:.3f} s with, {without_it:.3f} s without")
-    assert without_it > 5 * with_it
-
-
-def waiting_ns(pid: int) -> int:
-    """Time spent runnable and not running (Documentation/scheduler/sched-stats.rst, /proc/PID/schedstat)."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
-
-
-@contextmanager
-def busy_processors() -> Iterator[None]:
-    """As many processes that only calculate as there are processors."""
-    with ExitStack() as stack:
-        for _ in range(os.cpu_count() or 1):
-            busy = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-c", "while True: pass"]
-            stack.enter_context(in_background(busy))
-        yield
 
 
 @pytest.mark.swap
