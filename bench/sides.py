@@ -77,13 +77,15 @@ def fuseswap_swapped_on(server: GaneshaServer, size_bytes: int) -> Iterator[None
     """The real command, with its own swapon."""
     command = [str(Path(sys.executable).with_name("fuseswap"))]
     size, priority = ("--size", str(size_bytes)), ("--priority", str(SWAP_PRIORITY))
-    run([*command, "up", server.url(NAME), "--name", NAME, *size, *priority], seconds=120)
+    # A new name each time: the server remembers for a while what was removed behind its back.
+    file = f"{NAME}-{time.monotonic_ns()}"
+    run([*command, "up", server.url(file), "--name", NAME, *size, *priority], seconds=120)
     try:
         yield
     finally:
         run([*command, "down", NAME], seconds=120)
         # fio may have written over the header, and no command would take the file for swap again.
-        (server.export_dir / NAME).unlink(missing_ok=True)
+        (server.export_dir / file).unlink(missing_ok=True)
 
 
 @contextmanager
