@@ -232,6 +232,27 @@ def test_statuses_become_errno(run: Run, proxy: Proxy, number: int) -> None:
     run(test)
 
 
+@pytest.mark.parametrize("number", [0, 1, 0xFFFFFFFF])
+def test_absurd_limits(run: Run, proxy: Proxy, number: int) -> None:
+    def fsinfo(record: Record, rng: random.Random) -> Iterable[Send | Cut]:
+        if record.procedure != 19:
+            return forward(record, rng)
+        limits = struct.pack(">2I7IQ3I", 0, 0, *(number,) * 7, number * 0x1_0000_0001, 0, 1, 0x1B)
+        return accepted(limits)(record, rng)
+
+    async def test(backend: NfsBackend) -> None:
+        handle, _ = await backend.create(backend.root, b"f", 0o644, False, ROOT)
+        await backend.write(handle, 0, b"content", False, ROOT)
+        await backend.commit(handle, ROOT)
+        assert await backend.read(handle, 0, 100, ROOT) == b"content"
+        if number == 1:
+            with pytest.raises(OSError, match="maxfilesize"):
+                await backend.write(handle, (1 << 32) + 1, b"xx", False, ROOT)
+
+    proxy.on_reply = fsinfo
+    run(test)
+
+
 def mangled(probability: float, limit: int) -> tuple[Rule, Callable[[], int]]:
     """Random damage behind the XID, to at most `limit` replies."""
     count = 0

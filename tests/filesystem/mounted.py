@@ -46,12 +46,15 @@ HANG_SECONDS = 60
 class Mounted:
     """`with Mounted(source, point): ...`; leaving it unmounts, or aborts what cannot be unmounted."""
 
-    def __init__(self, source: str, point: Path, options: str = "", user: User | None = None) -> None:
-        """`user`: who mounts, if it is not root."""
+    def __init__(
+        self, source: str, point: Path, options: str = "", user: User | None = None, prelude: str = ""
+    ) -> None:
+        """`user`: who mounts, if it is not root; `prelude`: Python to run in the process first."""
         self.ids = [] if user is None else [str(user.uid), str(user.gid)]
         self.source = source
         self.point = point
         self.options = options
+        self.prelude = prelude
         self.log = point.parent / f"{point.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.hung = False
@@ -66,7 +69,16 @@ class Mounted:
         reader, writer = os.pipe()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _SERVE, self.source, str(self.point), self.options, str(writer), *self.ids],
+                [
+                    sys.executable,
+                    "-c",
+                    self.prelude + _SERVE,
+                    self.source,
+                    str(self.point),
+                    self.options,
+                    str(writer),
+                    *self.ids,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

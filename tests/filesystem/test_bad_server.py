@@ -62,6 +62,13 @@ class Mad:
         assert sorted(path.name for path in self.point.iterdir()) == ["directory", "file", "link"]
 
 
+_IMPATIENT = """
+from fuseswap.backends.nfs import client
+client._JUKEBOX_SECONDS = (0.001, 0.01)
+"""
+"""Bad replies are asked for again after this time."""
+
+
 @pytest.fixture(scope="module")
 def mad(nfs_server: GaneshaServer) -> Iterator[Mad]:
     behind = Path(tempfile.mkdtemp(prefix="mad-", dir=nfs_server.export_dir))
@@ -75,7 +82,7 @@ def mad(nfs_server: GaneshaServer) -> Iterator[Mad]:
         point = Path(name) / "mount"
         point.mkdir()
         source = f"nfs://127.0.0.1/swap/{behind.name}?nfsport={proxy.port}&mountport={nfs_server.mount_port}"
-        with Mounted(source, point, "actimeo=0,soft,timeo=3") as mounted:
+        with Mounted(source, point, "actimeo=0,soft,timeo=3", prelude=_IMPATIENT) as mounted:
             yield Mad(mounted, proxy, behind)
 
 

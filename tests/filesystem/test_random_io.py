@@ -182,9 +182,9 @@ def exercise(world: World, here: Path, seed: int, steps: int) -> None:
         exerciser.close()
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_random_io(world: World, here: Path, seed: int) -> None:
-    exercise(world, here, seed, 1500 if world.kind == "nfs" else 500)
+@pytest.mark.parametrize(("world", "steps"), [("nfs", 3000), ("memory", 500), ("local", 500)], indirect=["world"])
+def test_random_io(world: World, here: Path, steps: int) -> None:
+    exercise(world, here, 1, steps)
 
 
 @pytest.mark.torture

@@ -43,7 +43,6 @@ UNSTABLE: Final = 0
 FILE_SYNC: Final = 2
 
 _NAME_BYTES: Final = 255
-_FLAVORS_MAX: Final = 64
 _SIZE_MAX: Final = (1 << 63) - 1
 _TIME_MAX: Final = (1 << 32) - 1
 _NS: Final = 1_000_000_000
@@ -107,15 +106,6 @@ class Limits:
     write_bytes_max: int
     readdir_bytes: int
     file_bytes_max: int
-
-
-@frozen
-class MountReply:
-    """mountres3: `status` is a mountstat3, the rest stands if it is 0."""
-
-    status: int
-    handle: Handle
-    flavors: tuple[int, ...]
 
 
 @frozen
@@ -334,7 +324,8 @@ def fsinfo_call(handle: Handle) -> Call[Limits]:
     keep = _put_handle(args.fsroot, handle)
 
     def read(ok: Any) -> Limits:
-        return Limits(ok.rtmax, ok.wtmax, ok.dtpref, min(ok.maxfilesize, _SIZE_MAX))
+        # nfs_super_set_maxbytes (fs/nfs/internal.h) takes 0 for no limit, too.
+        return Limits(ok.rtmax, ok.wtmax, ok.dtpref, min(ok.maxfilesize or _SIZE_MAX, _SIZE_MAX))
 
     return _call("fsinfo", args, keep, "FSINFO3", read)
 
@@ -351,27 +342,6 @@ def commit_call(handle: Handle) -> Call[bytes]:
     args = ffi.new("COMMIT3args *")
     keep = _put_handle(args.file, handle)
     return _call("commit", args, keep, "COMMIT3", lambda ok: ffi.buffer(ok.verf)[:])
-
-
-def mnt_call(path: bytes) -> Call[MountReply]:
-    """MNT of MOUNT version 3, RFC 1813 5.2.1."""
-    text = ffi.new("char[]", path)
-
-    def queue(rpc: Any, key: Any) -> int:
-        return int(lib.call_mnt(rpc, text, key))
-
-    def decode(result: Any) -> MountReply:
-        reply = ffi.cast("mountres3 *", result)
-        if reply.fhs_status != 0:
-            return MountReply(reply.fhs_status, b"", ())
-        ok = reply.mountres3_u.mountinfo
-        flavors = ok.auth_flavors
-        if flavors.auth_flavors_len > _FLAVORS_MAX:
-            raise BadReply(f"{flavors.auth_flavors_len} authentication flavors")
-        handle = _handle_bytes(ok.fhandle.fhandle3_len, ok.fhandle.fhandle3_val)
-        return MountReply(0, handle, tuple(flavors.auth_flavors_val[0 : flavors.auth_flavors_len]))
-
-    return Call("mnt", queue, decode)
 
 
 def _call(name: str, args: Any, keep: object, result_type: str, read: Callable[[Any], T] | None) -> Call[Any]:
@@ -436,10 +406,11 @@ def _put_changes(field: Any, changes: SetAttributes) -> None:
 
 
 def _handle(field: Any) -> Handle:
-    return _handle_bytes(field.data.data_len, field.data.data_val)
+    return handle_bytes(field.data.data_len, field.data.data_val)
 
 
-def _handle_bytes(length: int, data: Any) -> Handle:
+def handle_bytes(length: int, data: Any) -> Handle:
+    """A handle from C memory, which must have a handle's length."""
     if not 0 < length <= HANDLE_BYTES_MAX:
         raise BadReply(f"file handle of {length} bytes")
     return bytes(ffi.buffer(data, length))

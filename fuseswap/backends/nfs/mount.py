@@ -11,8 +11,8 @@ import trio
 from attrs import frozen
 
 from fuseswap.backends.nfs.client import CONNECT_SECONDS, NFS_PROGRAM, NFS_VERSION
-from fuseswap.backends.nfs.codec import mnt_call
 from fuseswap.backends.nfs.connection import Connection, ConnectionLost, Pending
+from fuseswap.backends.nfs.mount_codec import mnt_call
 from fuseswap.backends.nfs.status import MOUNT_STATUS_TEXT
 from fuseswap.backends.nfs.url import NfsUrl
 from fuseswap.backends.protocol import Caller, Handle, SourceError
