@@ -85,11 +85,14 @@ class FileOperations(Serving):
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         file = self.files.get(fh)
-        # The whole of the time that small writes take counts: this is a third of what they cost in `_write`.
-        if file is not None and not file.direct and not self.active:
-            node = file.node
-            if self.gathering.append(node.handle, off, buf, file.caller):
-                return len(buf)
+        # Small writes cost what we do for them: 90 us of this process each, 157 us by way of `_write`.
+        if (
+            file is not None
+            and not file.direct
+            and self.active.state_of(file.node.handle) is FileState.ORDINARY
+            and self.gathering.append(file.node.handle, off, buf, file.caller)
+        ):
+            return len(buf)
         return await self._write(fh, off, buf)
 
     @answers_errno
