@@ -63,3 +63,24 @@ def test_one_of_two_mounts_makes_a_file(mount: Mount, nfs_server: GaneshaServer,
     with ThreadPoolExecutor(4) as pool:
         made = [number for part in pool.map(make, points * 2) for number in part]
     assert sorted(made) == list(range(30))
+
+
+def test_what_another_client_puts_in_the_place_of_a_name(
+    mount: Mount, nfs_server: GaneshaServer, nfs_dir: Path
+) -> None:
+    """A stale handle behind a cached name is no error: the name is looked up again."""
+    one, two = (mount(nfs_server.url(nfs_dir.name), "actimeo=600").point for _ in range(2))
+    (two / "directory").mkdir()
+    (two / "directory/file").write_text("old")
+    (two / "file").write_text("old")
+    assert ((one / "directory/file").read_text(), (one / "file").read_text()) == ("old", "old")
+    (two / "new").write_text("new")
+    (two / "new").rename(two / "file")
+    (two / "directory/file").unlink()
+    (two / "directory").rmdir()
+    (two / "directory").mkdir()
+    (two / "directory/file").write_text("new")
+    assert ((one / "directory/file").read_text(), (one / "file").read_text()) == ("new", "new")
+    (two / "file").unlink()
+    with pytest.raises(FileNotFoundError):
+        (one / "file").read_text()
