@@ -55,6 +55,9 @@ def root(request: pytest.FixtureRequest, mount: Mount, disk_dir: Path) -> Path:
 
 # --- one mount for a whole module ---
 
+WORLD_SECONDS = 110.0
+"""For a test on it: programs take their time on a busy machine; pytest ends them after 120."""
+
 
 @frozen
 class World:
@@ -92,7 +95,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
 def here(world: World) -> Path:
     """A new directory on the shared mount, open to everybody."""
     if world.mounted is not None:
-        world.mounted.watch()
+        world.mounted.watch(WORLD_SECONDS)
     directory = Path(tempfile.mkdtemp(dir=world.root))
     directory.chmod(0o777)
     return directory

@@ -58,6 +58,8 @@ class Mounted:
         self.log = point.parent / f"{point.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.hung = False
+        self.where = ""
+        """What each thread of the process did when it hung, and how long it had run and waited for a CPU (ns)."""
 
     @property
     def pid(self) -> int:
@@ -153,7 +155,7 @@ class Mounted:
         Leftovers.of(self.point).free()
         if self.process is not None and self.process.poll() is None:
             self.kill()
-        assert not self.hung, f"the mount hung: {self.log.read_text()}"
+        assert not self.hung, f"the mount hung: {self.where}\n{self.log.read_text()}"
         assert "Traceback" not in self.log.read_text(), self.log.read_text()
 
     def _new_watchdog(self, seconds: float) -> threading.Timer:
@@ -164,4 +166,8 @@ class Mounted:
 
     def _abort(self) -> None:
         self.hung = True
+        for thread in Path(f"/proc/{self.pid}/task").glob("*"):
+            with contextlib.suppress(OSError):
+                facts = [(thread / name).read_text().strip() for name in ("wchan", "syscall", "schedstat")]
+                self.where += f"\n{thread.name}: {', '.join(facts)}"
         Leftovers.of(self.point).free()
