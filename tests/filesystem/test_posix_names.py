@@ -495,6 +495,7 @@ def test_a_removed_working_directory(here: Path) -> None:
         os.close(fd)
 
 
+@pytest.mark.parametrize("world", ["native", "memory"], indirect=True)
 def test_positions_in_a_directory(here: Path) -> None:
     """telldir(3) and seekdir(3): each entry's position leads to what was behind it."""
     for number in range(700):

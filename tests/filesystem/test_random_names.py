@@ -113,9 +113,8 @@ def compare(world: World, here: Path, twin: Path, users: list[User | None], seed
     compare_trees(here, twin, history)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_random_names(world: World, here: Path, twin: Path, alice: User, bob: User, seed: int) -> None:
-    compare(world, here, twin, [None, alice, alice, bob], seed, 600)
+def test_random_names(world: World, here: Path, twin: Path, alice: User, bob: User) -> None:
+    compare(world, here, twin, [None, alice, alice, bob], 1, 600)
 
 
 @pytest.mark.torture
