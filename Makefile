@@ -15,6 +15,7 @@ $(STAMP): pyproject.toml requirements.lock setup.py fuseswap/backends/nfs/build_
 	@sh tools/packages
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@rm -f fuseswap/*/*.cpython-*.so
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 

@@ -2,7 +2,7 @@
 
 One thread, no tasks, no locks. Each turn reads what the kernel has, submits it to the plug, sends what has a
 slot, and takes what the server answered. Once it serves, it makes these system calls and no others: readv and
-write(v) on /dev/fuse, sendmsg and recvfrom on its socket, epoll_wait, sched_yield and sched_setscheduler, and after a
+write(v) on /dev/fuse, sendmsg and recvfrom on its socket, epoll_wait and sched_setscheduler, and after a
 lost connection connect and getsockopt. Each other call might allocate memory below reclaim and so wait for the very
 page it carries.
 
@@ -208,13 +208,12 @@ class Engine:
         poll = self._epoll.poll
         spin = self._spins[self._requests > 0]
         if limit := spin.limit_ns(self._requests):
+            begin = time.monotonic_ns()
             end = min(begin + limit, due or begin + limit)
             while (now := time.monotonic_ns()) < end:
                 if events := poll(0, 2):
                     spin.waited(now - begin)
                     return events
-                # Whoever waits for this processor may be the one that is waited for.
-                os.sched_yield()
             if end == due:
                 return poll(0, 2)
             spin.in_vain()
@@ -225,7 +224,7 @@ class Engine:
         return events
 
     def _publish(self) -> None:
-        """Store what `status` shows besides events; only before waiting, so that it costs nothing under load."""
+        """Store what `status` shows besides events; only before sleeping, so that it costs nothing under load."""
         words = self._words
         plug = self._plug
         words[_REQUESTS] = self._requests

@@ -27,7 +27,7 @@ ENVIRONMENT: Final = {
 }
 
 STACK_BYTES: Final = 256 << 10
-NICE: Final = -20
+NICE: Final = -10
 REALTIME: Final = os.sched_param(1)
 ORDINARY: Final = os.sched_param(0)
 
@@ -45,7 +45,7 @@ class Hardening:
 def harden(heap_bytes: int, *, realtime: bool) -> Hardening:
     """Lock memory, grow the heap by `heap_bytes`, freeze the collector, and ask for what needs privilege.
 
-    `realtime` asks for nice -20 and for leave to `enter_realtime`.
+    `realtime` asks for nice -10 and for leave to `enter_realtime`.
     """
     gc.collect()
     gc.freeze()
@@ -86,7 +86,7 @@ def protect_from_oom() -> bool:
 
 
 def be_urgent() -> None:
-    """nice -20, and a trial of `enter_realtime`; OSError EPERM or EACCES without CAP_SYS_NICE."""
+    """nice -10, and a trial of `enter_realtime`; OSError EPERM or EACCES without CAP_SYS_NICE."""
     os.setpriority(os.PRIO_PROCESS, 0, NICE)
     enter_realtime()
     leave_realtime()

@@ -380,7 +380,10 @@ class Transport:
     def _lose(self, reason: str) -> None:
         now = time.monotonic_ns()
         words = self._words
+        # Of a live connection this makes a reset, which is allocated like any segment (tcp_send_active_reset).
+        self._enter_realtime()
         libc.connect(self._socket.fileno(), libc.UNSPECIFIED)
+        self._leave_realtime()
         if self._state == _UP:
             words[Word.CONNECTED] = 0
             words[Word.DISCONNECTED_NS] = now

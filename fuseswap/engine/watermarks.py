@@ -5,9 +5,10 @@ up to (boost_watermark). On a machine without free memory they then stand above 
 which allocates for each request with GFP_NOIO and has no reserve, waits for memory that only its own requests can
 free, and kswapd waits for the loop worker.
 
-The setting is the whole machine's. Each engine and each supervisor holds a shared flock(2) on its file, which the
-kernel drops with the process, however that ends. Who can make it exclusive is the last one, and puts back what
-the first one found; that is kept in /run, because the first may be long gone.
+The setting is the whole machine's. Each engine and each supervisor holds a shared flock(2) on a file of root's (the
+sysctl's own can be opened, and locked, by anybody), which the kernel drops with the process, however that ends. Who
+can make it exclusive is the last one, and puts back what the first one found; that is kept in /run, because the first
+may be long gone.
 """
 
 import contextlib
@@ -19,17 +20,21 @@ from pathlib import Path
 from typing import Final
 
 BOOST_FACTOR: Final = Path("/proc/sys/vm/watermark_boost_factor")
+LOCK: Final = Path("/run/fuseswap-watermark_boost_factor.lock")
 _BEFORE: Final = Path("/run/fuseswap-watermark_boost_factor")
 
 
 @contextmanager
 def steady() -> Iterator[bool]:
     """Whether the factor is 0 meanwhile. Without privilege it stays as it was."""
-    try:
-        descriptor = os.open(BOOST_FACTOR, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    if not BOOST_FACTOR.exists():
         # Kernels before 5.0 do not boost.
         yield True
+        return
+    try:
+        descriptor = os.open(LOCK, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        yield _factor() == 0
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)

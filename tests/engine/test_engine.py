@@ -234,7 +234,7 @@ def test_engine_and_supervisor_both_hold_the_watermarks_steady(memory: Running) 
     """Each would put them back for the other."""
     for pid in (memory.engine_pid, memory.supervisor_pid):
         held = [descriptor.readlink() for descriptor in Path(f"/proc/{pid}/fd").iterdir()]
-        assert watermarks.BOOST_FACTOR in held
+        assert watermarks.LOCK in held
 
 
 # --- the end ---

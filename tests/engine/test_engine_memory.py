@@ -37,7 +37,7 @@ MIXED = (
 )
 """4 KiB to 1 MiB, 30 KiB in the mean."""
 
-WHITELIST = {"readv", "writev", "write", "sendmsg", "recvfrom", "epoll_wait", "sched_setscheduler", "sched_yield"}
+WHITELIST = {"readv", "writev", "write", "sendmsg", "recvfrom", "epoll_wait", "sched_setscheduler"}
 RECONNECTING = {"connect", "getsockopt"}
 
 

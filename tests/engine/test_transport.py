@@ -616,6 +616,14 @@ def test_it_sends_and_connects_as_a_real_time_task_where_allowed(
     monkeypatch.setattr(os, "sched_setscheduler", set_scheduler)
     rig.words[Word.REALTIME] = 1
     assert rig.finish(rig.write(1, pages(1)), rig.read(5)) == [0, 0]
+    sends = len(changes)
+    server.script = [silent]
+    request = rig.write(1, pages(1))
+    rig.until(lambda: server.calls[2:])
+    server.connections[0].close()
+    assert rig.finish(request) == [0]
+    # connect(2) twice, once to dissolve what was lost, and the calls before and after.
+    assert len(changes) >= sends + 8 or not allowed
     assert rig.words[Word.REALTIME] == allowed
     assert len(changes) >= 4 if allowed else not changes
     assert changes == [os.SCHED_FIFO, os.SCHED_OTHER] * (len(changes) // 2)

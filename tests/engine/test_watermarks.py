@@ -18,6 +18,7 @@ def boost_factor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text("15000\n")
     monkeypatch.setattr(watermarks, "BOOST_FACTOR", path)
     monkeypatch.setattr(watermarks, "_BEFORE", tmp_path / "before")
+    monkeypatch.setattr(watermarks, "LOCK", tmp_path / "lock")
     return path
 
 
@@ -46,7 +47,7 @@ def test_it_is_0_meanwhile_and_then_what_it_was(boost_factor: Path, tmp_path: Pa
         assert steady
         assert int(boost_factor.read_text()) == 0
     assert int(boost_factor.read_text()) == 15000
-    assert list(tmp_path.iterdir()) == [boost_factor]
+    assert set(tmp_path.iterdir()) == {boost_factor, tmp_path / "lock"}
 
 
 def test_the_last_puts_back_what_the_first_found(boost_factor: Path) -> None:
