@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -117,6 +118,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell's background job ignores it, and so would all that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # What a test starts is what was compiled.
     for compiled in Path(fuseswap.__file__).parent.glob("*/*.cpython-*.so"):
         source = compiled.with_name(f"{compiled.name.partition('.')[0]}.py")
