@@ -51,7 +51,7 @@ def _run(directory: Path, reserve_bytes: int, ready: int, steady: bool) -> int:
     try:
         counters = _open_counters(directory / "counters")
         if not steady:
-            text = "vm.watermark_boost_factor cannot be set to 0: this machine may hang when its memory is gone"
+            text = "vm.watermark_boost_factor and min_free_kbytes cannot be set: without memory this machine may hang"
             counters.log(Level.WARNING, time.time_ns(), text)
         engine = _start(directory, reserve_bytes, counters)
     except (StartError, UnsupportedKernel) as error:

@@ -1,12 +1,16 @@
-"""vm.watermark_boost_factor 0 as long as an engine serves.
+"""The zones' watermarks as the path of a page needs them, as long as an engine serves.
 
-When the kernel has to mix page types in one block it raises a zone's watermarks, min included, for kswapd to work
-up to (boost_watermark). On a machine without free memory they then stand above all that is left: the loop worker,
-which allocates for each request with GFP_NOIO and has no reserve, waits for memory that only its own requests can
-free, and kswapd waits for the loop worker.
+*vm.watermark_boost_factor 0.* When the kernel has to mix page types in one block it raises a zone's watermarks, min
+included, for kswapd to work up to (boost_watermark). On a machine without free memory they then stand above all that
+is left: the loop worker, which allocates for each request with GFP_NOIO and has no reserve, waits for memory that only
+its own requests can free, and kswapd waits for the loop worker.
 
-The setting is the whole machine's. Each engine and each supervisor holds a shared flock(2) on a file of root's (the
-sysctl's own can be opened, and locked, by anybody), which the kernel drops with the process, however that ends. Who
+*vm.min_free_kbytes, at least 16 MiB, or a 16th of a smaller machine.* Its default on 256 MiB is 1.7 MiB. Others than
+the engine allocate for its pages, too: the network card's driver, which refills its receive ring with GFP_ATOMIC, and
+where that fails by a worker that waits in reclaim for the very loop device whose answers it should receive.
+
+The settings are the whole machine's. Each engine and each supervisor holds a shared flock(2) on a file of root's (the
+sysctls' own can be opened, and locked, by anybody), which the kernel drops with the process, however that ends. Who
 can make it exclusive is the last one, and puts back what the first one found; that is kept in /run, because the first
 may be long gone.
 """
@@ -14,55 +18,85 @@ may be long gone.
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-BOOST_FACTOR: Final = Path("/proc/sys/vm/watermark_boost_factor")
-LOCK: Final = Path("/run/fuseswap-watermark_boost_factor.lock")
-_BEFORE: Final = Path("/run/fuseswap-watermark_boost_factor")
+from attrs import frozen
+
+MIN_FREE_KIB: Final = 16 << 10
+RAM_SHARE: Final = 16
+LOCK: Final = Path("/run/fuseswap-watermarks.lock")
+_SAVED: Final = Path("/run")
+
+
+@frozen
+class Setting:
+    """A sysctl: its file, and what it is to be instead of what it is."""
+
+    path: Path
+    wanted: Callable[[int], int]
+
+    def value(self) -> int:
+        return int(self.path.read_text())
+
+    def suits(self) -> bool:
+        """Whether it is as wanted, or this kernel does not have it."""
+        return not self.path.exists() or self.value() == self.wanted(self.value())
+
+    @property
+    def _saved(self) -> Path:
+        return _SAVED / f"fuseswap-{self.path.name}"
+
+    def change(self) -> None:
+        before = self.value()
+        wanted = self.wanted(before)
+        if wanted != before:
+            self._saved.write_text(f"{before} {wanted}\n")
+            self.path.write_text(f"{wanted}\n")
+
+    def put_back(self) -> None:
+        before, changed = map(int, self._saved.read_text().split())
+        # What somebody else has set meanwhile stays.
+        if self.value() == changed:
+            self.path.write_text(f"{before}\n")
+        self._saved.unlink()
+
+
+def min_free_kib(ram_bytes: int) -> int:
+    """What vm.min_free_kbytes must be at least."""
+    return min(MIN_FREE_KIB, ram_bytes // 1024 // RAM_SHARE)
+
+
+def _enough_free(before: int) -> int:
+    return max(before, min_free_kib(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(Path("/proc/sys/vm/watermark_boost_factor"), lambda _before: 0),
+    Setting(Path("/proc/sys/vm/min_free_kbytes"), _enough_free),
+)
 
 
 @contextmanager
 def steady() -> Iterator[bool]:
-    """Whether the factor is 0 meanwhile. Without privilege it stays as it was."""
-    if not BOOST_FACTOR.exists():
-        # Kernels before 5.0 do not boost.
-        yield True
-        return
+    """Whether the watermarks are as they should be meanwhile. Without privilege they stay as they were."""
     try:
         descriptor = os.open(LOCK, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
-        yield _factor() == 0
+        yield all(setting.suits() for setting in SETTINGS)
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        with contextlib.suppress(OSError):
-            _turn_off()
-        yield _factor() == 0
+        for setting in SETTINGS:
+            with contextlib.suppress(OSError):
+                setting.change()
+        yield all(setting.suits() for setting in SETTINGS)
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _put_back()
+            for setting in SETTINGS:
+                with contextlib.suppress(OSError, ValueError):
+                    setting.put_back()
         os.close(descriptor)
-
-
-def _factor() -> int:
-    """In units of 1/10,000 of the high watermark."""
-    return int(BOOST_FACTOR.read_text())
-
-
-def _turn_off() -> None:
-    before = _factor()
-    if before:
-        _BEFORE.write_text(f"{before}\n")
-        BOOST_FACTOR.write_text("0")
-
-
-def _put_back() -> None:
-    before = _BEFORE.read_text()
-    # What somebody else has set meanwhile stays.
-    if _factor() == 0:
-        BOOST_FACTOR.write_text(before)
-    _BEFORE.unlink()

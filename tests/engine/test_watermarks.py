@@ -1,4 +1,4 @@
-"""Who sets vm.watermark_boost_factor, and who puts it back. On files of the test: the real one is every engine's."""
+"""Who sets the watermarks, and who puts them back. On files of the test: the real ones are every engine's."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import attrs
 import pytest
 
 from fuseswap.engine import watermarks
@@ -16,8 +17,8 @@ def boost_factor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The sysctl's file as Linux has it."""
     path = tmp_path / "watermark_boost_factor"
     path.write_text("15000\n")
-    monkeypatch.setattr(watermarks, "BOOST_FACTOR", path)
-    monkeypatch.setattr(watermarks, "_BEFORE", tmp_path / "before")
+    monkeypatch.setattr(watermarks, "SETTINGS", (attrs.evolve(watermarks.SETTINGS[0], path=path),))
+    monkeypatch.setattr(watermarks, "_SAVED", tmp_path)
     monkeypatch.setattr(watermarks, "LOCK", tmp_path / "lock")
     return path
 
@@ -93,3 +94,32 @@ def test_a_kernel_that_does_not_boost_is_steady(boost_factor: Path) -> None:
     with watermarks.steady() as steady:
         assert steady
     assert not boost_factor.exists()
+
+
+@pytest.mark.parametrize(("before", "meanwhile"), [(1700, 4096), (4096, 4096), (20000, 20000)])
+def test_a_larger_min_free_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boost_factor: Path, before: int, meanwhile: int
+) -> None:
+    path = tmp_path / "min_free_kbytes"
+    path.write_text(f"{before}\n")
+    setting = attrs.evolve(watermarks.SETTINGS[0], path=path, wanted=lambda is_now: max(is_now, 4096))
+    monkeypatch.setattr(watermarks, "SETTINGS", (*watermarks.SETTINGS, setting))
+    with watermarks.steady() as steady:
+        assert steady
+        assert int(path.read_text()) == meanwhile
+        assert int(boost_factor.read_text()) == 0
+    assert int(path.read_text()) == before
+    assert int(boost_factor.read_text()) == 15000
+
+
+def test_min_free_follows_a_small_machine() -> None:
+    assert watermarks.min_free_kib(256 << 20) == 16 << 10
+    assert watermarks.min_free_kib(64 << 20) == 4 << 10
+    assert watermarks.min_free_kib(64 << 30) == 16 << 10
+
+
+def test_a_lock_that_cannot_be_had_changes_nothing(boost_factor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watermarks, "LOCK", boost_factor / "no directory")
+    with watermarks.steady() as steady:
+        assert not steady
+    assert int(boost_factor.read_text()) == 15000

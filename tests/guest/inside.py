@@ -183,7 +183,7 @@ def _memory() -> dict[str, int]:
 
 
 def _boost_factor() -> int:
-    return int(watermarks.BOOST_FACTOR.read_text())
+    return watermarks.SETTINGS[0].value()
 
 
 def _fields(text: str) -> dict[str, int]:
