@@ -49,7 +49,7 @@ CHECK_DIRECTORY: Final = Check(
     imposed_by="may_open",
     why="swapon opens the file for reading and writing.",
     text="is a directory",
-    remedy="name a file: fuseswap create FILE --size SIZE",
+    remedy="name another, a regular file: fuseswap create NAME --size SIZE",
 )
 CHECK_SOCKET: Final = Check(
     step="socket",
@@ -57,7 +57,7 @@ CHECK_SOCKET: Final = Check(
     imposed_by="no_open",
     why="A socket cannot be opened.",
     text="is a socket",
-    remedy="name a file: fuseswap create FILE --size SIZE",
+    remedy="name another, a regular file: fuseswap create NAME --size SIZE",
 )
 CHECK_READ_ONLY: Final = Check(
     step="read-only",
@@ -97,7 +97,7 @@ CHECK_REGULAR: Final = Check(
     imposed_by="sys_swapon",
     why="Pages are read from a regular file (a_ops->read_folio); a device file is another machine's.",
     text="is not a regular file",
-    remedy="name a file: fuseswap create FILE --size SIZE",
+    remedy="name another, a regular file: fuseswap create NAME --size SIZE",
 )
 CHECK_READ: Final = Check(
     step="read",

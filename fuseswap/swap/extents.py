@@ -26,7 +26,7 @@ from attrs import evolve, frozen
 from fuseswap.swap.errors import Check
 from fuseswap.swap.units import PAGE_SIZE
 
-FILL_FILE: Final = "write the file in full, never sparse: fuseswap create FILE --size SIZE"
+FILL_FILE: Final = "remove it, and write it in full, never sparse: fuseswap create FILE --size SIZE"
 
 CHECK_HOLES: Final = Check(
     step="holes",
@@ -43,7 +43,7 @@ CHECK_EMPTY: Final = Check(
     imposed_by="setup_swap_map_and_extents",
     why="An area of which only the header page can be used has no slot.",
     text="Empty swap-file",
-    remedy="make the file anew, larger: fuseswap create FILE --size SIZE",
+    remedy="remove it, and make it larger: fuseswap create FILE --size SIZE",
     kernel_text=True,
 )
 CHECK_BAD_PAGE: Final = Check(
@@ -69,7 +69,7 @@ CHECK_INLINE: Final = Check(
     imposed_by="iomap_swapfile_iter",
     why="Data that lies inside an inode has no blocks of its own.",
     text="is inline",
-    remedy="make the file anew, larger: fuseswap create FILE --size SIZE",
+    remedy="remove it, and make it larger: fuseswap create FILE --size SIZE",
     kernel_text=True,
 )
 CHECK_SHARED: Final = Check(
@@ -78,7 +78,7 @@ CHECK_SHARED: Final = Check(
     imposed_by="iomap_swapfile_iter",
     why="Swapping to blocks that another file shares would change that file.",
     text="has shared extents",
-    remedy="make the file anew, never as a reflink: fuseswap create FILE --size SIZE",
+    remedy="remove it, and make it anew, never as a reflink: fuseswap create FILE --size SIZE",
     kernel_text=True,
 )
 CHECK_USABLE_PAGE: Final = Check(

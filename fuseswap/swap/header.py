@@ -53,7 +53,7 @@ _MARK_LENGTH: Final = struct.Struct("<H")
 ByteOrder = Literal["little", "big"]
 _STRUCT_ORDER: Final[dict[ByteOrder, str]] = {"little": "<", "big": ">"}
 
-MAKE_HEADER: Final = "write a header: mkswap FILE, or make the file anew: fuseswap create FILE --size SIZE"
+MAKE_HEADER: Final = "write a header: mkswap FILE, or remove it and make it anew: fuseswap create FILE --size SIZE"
 
 CHECK_SIGNATURE: Final = Check(
     step="signature",
