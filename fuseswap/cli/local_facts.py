@@ -1,8 +1,10 @@
 """What this machine's kernel knows of a file or device of its own, in the words of swap_activate."""
 
 import errno
+import fcntl
 import os
 import stat
+import sys
 from pathlib import Path
 
 from attrs import evolve
@@ -20,6 +22,7 @@ _IOMAP = ("ext4", "xfs")
 _REFUSED = ("tmpfs", "ramfs", "overlay")
 """They have no ->read_folio or ->bmap that swapon could use; like FUSE they are refused with EINVAL."""
 _TRANSFER_BYTES = 1 << 20
+_BLKBSZGET = 0x80081270
 
 
 def local_facts(path: str) -> FileFacts:
@@ -44,23 +47,26 @@ def local_facts(path: str) -> FileFacts:
     refused = 0
     try:
         # swapon takes a read-only device, too; and closing one after writing wakes udev.
-        access = os.O_RDWR if stat.S_ISREG(status.st_mode) else os.O_RDONLY
+        access = os.O_RDWR if stat.S_ISREG(status.st_mode) else os.O_RDONLY | os.O_EXCL
         descriptor = os.open(path, access | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EPERM):
+        if error.errno not in (errno.EROFS, errno.EPERM, errno.EBUSY):
             raise
         refused = error.errno
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
+        found = _mappings(path, descriptor, status.st_mode, size_bytes)
         return evolve(
             known,
             size_bytes=size_bytes,
             header_page=os.pread(descriptor, PAGE_SIZE, 0),
             read_only=refused == errno.EROFS,
             immutable=refused == errno.EPERM,
+            in_use=refused == errno.EBUSY and not known.active,
+            block_bytes=_block_bytes(descriptor, status.st_mode) if found is not None else PAGE_SIZE,
             data_ranges=_data_ranges(descriptor, size_bytes) if stat.S_ISREG(status.st_mode) else None,
-            mappings=_mappings(path, descriptor, status.st_mode, size_bytes),
+            mappings=found,
         )
     finally:
         os.close(descriptor)
@@ -88,9 +94,17 @@ def _mappings(path: str, descriptor: int, mode: int, size_bytes: int) -> tuple[M
     kind = mount.type if mount is not None else ""
     if kind in _IOMAP:
         return mappings(descriptor, size_bytes)
-    if kind in _REFUSED or kind.startswith("fuse"):
+    if kind in _REFUSED or kind == "fuse" or kind.startswith("fuse."):
         return None
     raise Failure(f"{path} lies on {kind}, whose rules for swap are not known here: ask swapon {path}")
+
+
+def _block_bytes(descriptor: int, mode: int) -> int:
+    """What the smallest folio of the page cache is made for; a file system's statfs(2) tells it, too."""
+    if stat.S_ISBLK(mode):
+        answer = fcntl.ioctl(descriptor, _BLKBSZGET, bytes(4))
+        return int.from_bytes(answer, sys.byteorder)
+    return os.fstatvfs(descriptor).f_frsize
 
 
 def _data_ranges(descriptor: int, size_bytes: int) -> tuple[DataRange, ...]:

@@ -75,6 +75,14 @@ CHECK_IMMUTABLE: Final = Check(
     text="is immutable or append-only",
     remedy="take the attribute away: chattr -i -a FILE",
 )
+CHECK_IN_USE: Final = Check(
+    step="in-use",
+    errno=EBUSY,
+    imposed_by="bd_prepare_to_claim",
+    why="swapon opens a block device for itself alone (O_EXCL); this one is mounted, or a part of another.",
+    text="is a device in use",
+    remedy="name another: what is on it would be lost",
+)
 CHECK_UNLINKED: Final = Check(
     step="unlinked",
     errno=ENOENT,
@@ -98,6 +106,14 @@ CHECK_REGULAR: Final = Check(
     why="Pages are read from a regular file (a_ops->read_folio); a device file is another machine's.",
     text="is not a regular file",
     remedy="name another, a regular file: fuseswap create NAME --size SIZE",
+)
+CHECK_BLOCK_SIZE: Final = Check(
+    step="block-size",
+    errno=EINVAL,
+    imposed_by="sys_swapon",
+    why="Swap goes page by page, and blocks larger than a page cannot be written so (mapping_min_folio_order).",
+    text="has blocks of {bytes} bytes, more than a page",
+    remedy="name another, on a file system or device with blocks of 4096 bytes or less",
 )
 CHECK_READ: Final = Check(
     step="read",
@@ -161,9 +177,11 @@ ACTIVATION_CHECKS: Final = (
     CHECK_SOCKET,
     CHECK_READ_ONLY,
     CHECK_IMMUTABLE,
+    CHECK_IN_USE,
     CHECK_UNLINKED,
     CHECK_ACTIVE,
     CHECK_REGULAR,
+    CHECK_BLOCK_SIZE,
     CHECK_READ,
     *HEADER_CHECKS,
     CHECK_SWAP_RW,
@@ -208,6 +226,10 @@ class FileFacts:
     """Whether the mount or the export refuses writes."""
     immutable: bool = False
     """Whether chattr's +i or +a refuses them."""
+    in_use: bool = False
+    """Whether somebody has the block device for himself alone, other than as swap."""
+    block_bytes: int = PAGE_SIZE
+    """Of the file system or device, where the kernel swaps by block numbers."""
     nlink: int = 1
     stands_on: str = ""
     """What of fuseswap, or of memory, lies below it on this machine, in words; empty if nothing does."""
@@ -269,12 +291,16 @@ def _check_open(facts: FileFacts) -> None:
         raise CHECK_READ_ONLY.refusal()
     if facts.immutable:
         raise CHECK_IMMUTABLE.refusal()
+    if facts.in_use:
+        raise CHECK_IN_USE.refusal()
     if facts.nlink == 0:
         raise CHECK_UNLINKED.refusal()
     if facts.active:
         raise CHECK_ACTIVE.refusal()
     if not S_ISREG(facts.mode) and not facts.is_device:
         raise CHECK_REGULAR.refusal()
+    if facts.block_bytes > PAGE_SIZE:
+        raise CHECK_BLOCK_SIZE.refusal(bytes=facts.block_bytes)
 
 
 def _check_header(facts: FileFacts) -> SwapHeader:

@@ -10,6 +10,8 @@ from attrs import asdict, frozen
 from fuseswap.swap.activation import (
     ACTIVATION_CHECKS,
     CHECK_ALLOCATED,
+    CHECK_BLOCK_SIZE,
+    CHECK_IN_USE,
     CHECK_RECURSION,
     CHECK_SWAP_RW,
     FileFacts,
@@ -107,10 +109,12 @@ def _results(facts: FileFacts, error: ContractError | None) -> Iterator[CheckRes
 def _inapplicable(facts: FileFacts) -> set[Check]:
     """Checks that are not made of a file of this kind: SWP_FS_OPS or not."""
     if facts.has_swap_rw:
-        return set(EXTENT_CHECKS)
+        return {CHECK_IN_USE, CHECK_BLOCK_SIZE, *EXTENT_CHECKS}
     skipped = {CHECK_ALLOCATED, CHECK_HOLES, *(check for check in ACTIVATION_CHECKS if check.own)} - {CHECK_RECURSION}
+    if not facts.is_device:
+        skipped.add(CHECK_IN_USE)
     if facts.mappings is None:
-        return skipped | set(EXTENT_CHECKS)
+        return skipped | {CHECK_BLOCK_SIZE, *EXTENT_CHECKS}
     of_other_kind = MAPPING_CHECKS if facts.is_device else (CHECK_BAD_PAGE,)
     return skipped | {CHECK_SWAP_RW, *of_other_kind}
 

@@ -448,6 +448,37 @@ def test_an_active_device(directory: Path) -> None:
             syscalls.swapoff(device)
 
 
+def test_a_device_in_use(native_filesystems: dict[str, NativeFilesystem]) -> None:
+    """Where mkswap would be bad advice."""
+    filesystem = native_filesystems["ext4"]
+    [device] = [Path(name) for name, file in loop_devices().items() if file == str(filesystem.image)]
+    report = said_by_check(device)
+    assert errno_of(device) == report["error"]["errno"] == EBUSY
+    assert report["error"]["step"] == "in-use"
+
+
+def test_blocks_larger_than_a_page(tmp_path: Path) -> None:
+    """Of a device, and of a file system on it."""
+    image, point = tmp_path / "image", tmp_path / "point"
+    image.touch()
+    os.truncate(image, 320 << 20)
+    point.mkdir()
+    with loop_device(image, "--sector-size", "16384") as device:
+        with descriptor(device, os.O_WRONLY) as fd:
+            os.pwrite(fd, GOOD.ljust(16384, b"\0"), 0)
+        assert_same(said_by_check(device), kernel_verdict(device))
+        assert our_errno(device) == EINVAL
+        run(["mkfs.xfs", "-q", "-f", "-b", "size=16384", str(device)], seconds=60)
+        run(["mount", str(device), str(point)])
+        try:
+            file = make_good(point / "file")
+            assert_same(said_by_check(file), kernel_verdict(file))
+            assert our_errno(file) == EINVAL
+        finally:
+            run(["umount", str(point)])
+    image.unlink()
+
+
 @pytest.mark.parametrize("flag", [FS_IMMUTABLE_FL, FS_APPEND_FL], ids=["+i", "+a"])
 def test_attributes(directory: Path, flag: int) -> None:
     path = make_good(directory / "file")
