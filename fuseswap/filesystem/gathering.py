@@ -9,6 +9,7 @@ has it. Nothing is held back for longer than LINGER_SECONDS.
 import errno
 import itertools
 import logging
+import math
 from typing import Final
 
 import trio
@@ -33,12 +34,18 @@ class _Piece:
     offset: int
     data: bytes | bytearray
     caller: Caller
+    end_max: float = math.inf
+    """Behind it lie bytes of an earlier piece that was on its way when this one began, and might still arrive later."""
     after: Attributes | None = None
     """What it left, as far as the backend told it."""
 
     @property
     def end(self) -> int:
         return self.offset + len(self.data)
+
+    def takes(self, offset: int, length: int, caller: Caller) -> bool:
+        """Whether a write goes on where this piece ends."""
+        return self.end == offset and self.caller == caller and offset + length <= self.end_max
 
     def overlaps(self, offset: int, end: int) -> bool:
         return self.offset < end and offset < self.end
@@ -81,7 +88,7 @@ class Gathering:
             return False
         piece = file.gathered
         full = len(piece.data) + len(data) >= self._backend.write_bytes_max
-        if full or piece.end != offset or piece.caller != caller:
+        if full or not piece.takes(offset, len(data), caller):
             return False
         piece.data += data
         return True
@@ -146,7 +153,7 @@ class Gathering:
 
     async def _take(self, file: _File, offset: int, data: bytes, caller: Caller) -> None:
         gathered = file.gathered
-        if gathered is not None and gathered.end == offset and gathered.caller == caller:
+        if gathered is not None and gathered.takes(offset, len(data), caller):
             gathered.data += data
         else:
             self._send_gathered(file)
@@ -155,7 +162,8 @@ class Gathering:
                 await file.sent.park()
                 self._send_gathered(file)
             whole = len(data) >= self._backend.write_bytes_max
-            file.gathered = gathered = _Piece(offset, data if whole else bytearray(data), caller)
+            end_max = min((piece.offset for piece in file.sending if piece.offset > offset), default=math.inf)
+            file.gathered = gathered = _Piece(offset, data if whole else bytearray(data), caller, end_max)
             if not whole:
                 self._nursery.start_soon(self._send_lingering, file, gathered)
         if len(gathered.data) >= self._backend.write_bytes_max:
