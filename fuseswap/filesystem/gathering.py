@@ -140,8 +140,9 @@ class Gathering:
             # A lone WRITE that is stable by itself is one round trip less than an unstable one and COMMIT. It must
             # not overtake unstable ones: those may be repeated yet, after a crash of the server.
             self._send_gathered(file, stable=not file.sending and handle not in self._unstable)
-            await self.settle(handle)
+        # Those that others send from here on may still be on their way when COMMIT is answered.
         last = self._unstable.get(handle)
+        await self.settle(handle)
         await self._backend.commit(handle, caller)
         if self._unstable.get(handle) == last:
             self._unstable.pop(handle, None)

@@ -64,3 +64,25 @@ def test_what_gathers_does_not_grow_over_an_older_write_on_its_way() -> None:
         assert await backend.read(node.handle, 0, 3 * PAGE, ROOT) == b"n" * 2 * PAGE
 
     run(test)
+
+
+def test_a_stable_write_does_not_overtake_what_came_during_the_commit_before() -> None:
+    async def test(backend: HeldBackend, gathering: Gathering, node: Node) -> None:
+        first, second = backend.hold(0), backend.hold(backend.write_bytes_max)
+        await gathering.write(node, 0, bytes(backend.write_bytes_max), ROOT)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(gathering.commit, node.handle, ROOT)
+            await trio.testing.wait_all_tasks_blocked()
+            await gathering.write(node, backend.write_bytes_max, bytes(backend.write_bytes_max), ROOT)
+            await trio.testing.wait_all_tasks_blocked()
+            first.set()
+        second.set()
+        await gathering.drain(node.handle)
+        await gathering.write(node, 0, b"x", ROOT)
+        await gathering.commit(node.handle, ROOT)
+        assert backend.stable == [False, False, False]
+        await gathering.write(node, 0, b"x", ROOT)
+        await gathering.commit(node.handle, ROOT)
+        assert backend.stable[-1]
+
+    run(test)
