@@ -78,8 +78,9 @@ class Gathering:
         return frozenset(self._files)
 
     def has(self, handle: Handle) -> bool:
-        """Whether the file has such writes."""
-        return handle in self._files
+        """Whether the file has such writes. One that failed, and whose error nobody has asked for yet, is none."""
+        file = self._files.get(handle)
+        return file is not None and (file.gathered is not None or bool(file.sending))
 
     def append(self, handle: Handle, offset: int, data: bytes, caller: Caller) -> bool:
         """Take a small write that goes on where the last one ended. False if `write` has to take it."""

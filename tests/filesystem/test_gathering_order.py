@@ -86,3 +86,22 @@ def test_a_stable_write_does_not_overtake_what_came_during_the_commit_before() -
         assert backend.stable[-1]
 
     run(test)
+
+
+def test_an_error_that_waits_to_be_told_is_no_write() -> None:
+    async def test(backend: HeldBackend, gathering: Gathering, node: Node) -> None:
+        backend.fails = True
+        await gathering.write(node, 0, b"x", ROOT)
+        assert gathering.has(node.handle)
+        await gathering.drain(node.handle)
+        assert not gathering.has(node.handle)
+        backend.fails = False
+        try:
+            await gathering.commit(node.handle, ROOT)
+        except OSError as error:
+            assert error.errno == 28
+        else:
+            raise AssertionError("not told")
+        await gathering.commit(node.handle, ROOT)
+
+    run(test)
