@@ -12,6 +12,7 @@ from typing import Final
 from attrs import evolve
 
 from fuseswap.backends.protocol import Attributes, Backend, Caller, FileType, SetAttributes
+from fuseswap.filesystem.active import ROOT
 from fuseswap.filesystem.inodes import Node
 
 _SETUID: Final = 0o4000
@@ -32,6 +33,8 @@ async def set_attributes(backend: Backend, node: Node, changes: SetAttributes, c
             if changes == SetAttributes():
                 return
     if changes.mode is None and (changes.uid, changes.gid) != (None, None) and known.type is FileType.REGULAR:
+        if known.mode & (_SETUID | _SETGID):
+            known = await _afresh(backend, node)
         mode = _without_setid(known, caller) & ~_bits_of_owner(known)
         changes = evolve(changes, mode=None if mode == known.mode else mode)
     node.attributes = await backend.setattr(node.handle, changes, caller)
@@ -41,10 +44,16 @@ async def set_attributes(backend: Backend, node: Node, changes: SetAttributes, c
 
 async def before_write(backend: Backend, node: Node, caller: Caller) -> None:
     """`caller` changes the contents."""
-    if node.attributes.mode & (_SETUID | _SETGID):
-        mode = _without_setid(node.attributes, caller)
+    if _without_setid(node.attributes, caller) != node.attributes.mode:
+        mode = _without_setid(await _afresh(backend, node), caller)
         if mode != node.attributes.mode:
             await _drop_setid(backend, node, mode)
+
+
+async def _afresh(backend: Backend, node: Node) -> Attributes:
+    """A mode goes to the server whole: what another client has taken from it must not come back."""
+    node.attributes = await backend.getattr(node.handle, ROOT)
+    return node.attributes
 
 
 async def _drop_setid(backend: Backend, node: Node, mode: int) -> None:
