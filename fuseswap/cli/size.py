@@ -7,6 +7,8 @@ from fuseswap.swap.units import PAGE_SIZE
 _SIZE = re.compile(r"([0-9]+)(?:\.([0-9]+))?(?:([KMGTPE])(iB|B)?|B)?", re.IGNORECASE)
 _EXPONENTS = "KMGTPE"
 _BYTES_MAX = 1 << 62
+_PAGES_MIN = 10
+"""MIN_GOODPAGES of mkswap(8), which makes the header."""
 
 
 def parse_size(text: str) -> int:
@@ -34,16 +36,16 @@ def parse_size(text: str) -> int:
 
 
 def parse_file_size(text: str) -> int:
-    """The bytes of a swap file: whole pages, a header page and at least one slot.
+    """The bytes of a swap file that is to be made: whole pages, and as many as mkswap(8) wants.
 
     ValueError says what is wrong.
     """
     size = parse_size(text)
     if size % PAGE_SIZE:
-        near = max(2, round(size / PAGE_SIZE)) * PAGE_SIZE
+        near = max(_PAGES_MIN, round(size / PAGE_SIZE)) * PAGE_SIZE
         raise ValueError(f"size {text} is not a multiple of {PAGE_SIZE} bytes: {near} would be")
-    if size < 2 * PAGE_SIZE:
-        raise ValueError(f"size {text} is too small: a header page and one slot need {2 * PAGE_SIZE} bytes")
+    if size < _PAGES_MIN * PAGE_SIZE:
+        raise ValueError(f"size {text} is too small: mkswap wants {_PAGES_MIN * PAGE_SIZE} bytes at least")
     return size
 
 

@@ -39,7 +39,7 @@ def swap_file(path: Path, size: int = SIZE) -> Path:
         (("up", "nfs://host/export/file", "--size", "many"), "size 'many' is not a number"),
         (("create", "file"), "required: --size"),
         (("create", "file", "--size", "0"), "size 0 is too small"),
-        (("create", "file", "--size", "10000"), "size 10000 is not a multiple of 4096 bytes: 8192 would be"),
+        (("create", "file", "--size", "10000"), "size 10000 is not a multiple of 4096 bytes: 40960 would be"),
         (("on", "file", "--priority", "-1"), "'-1' is not a priority from 0 to 32767"),
         (("on", "file", "--priority", "32768"), "'32768' is not a priority from 0 to 32767"),
         (("on", "file", "--name", "a/b"), "'a/b' is not a name"),
