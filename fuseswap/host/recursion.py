@@ -19,7 +19,7 @@ _IN_MEMORY = ("tmpfs", "ramfs")
 
 
 def fuseswap_below(path: str, *, seconds: float) -> str | None:
-    """How the file `path`, which need not exist, depends on fuseswap or on memory that swaps, in words.
+    """How the file or block device `path`, which need not exist, depends on fuseswap or on memory that swaps, in words.
 
     None if it does not. `Hung` if looking it up takes longer than `seconds`.
     """
@@ -30,6 +30,10 @@ def fuseswap_below(path: str, *, seconds: float) -> str | None:
 
 def _look(path: str) -> list[str] | None:
     real, table = os.path.realpath(path), mounts()
+    with contextlib.suppress(OSError):
+        status = Path(real).stat()
+        if stat.S_ISBLK(status.st_mode):
+            return _device_chain(_block_devices(status.st_rdev), table, _engine_devices())
     return _served_directory(real, table) or _chain(real, table, _engine_devices())
 
 
@@ -42,8 +46,13 @@ def _chain(path: str, table: tuple[Mount, ...], engines: dict[str, str]) -> list
         return [f"on the fuseswap mount {mount.mountpoint} ({mount.source})"]
     if mount.type in _IN_MEMORY:
         return [f"in memory, which swap is to free ({mount.mountpoint} is a {mount.type})"]
-    for device in _disks(_devices(mount)):
-        here = [f"on {mount.mountpoint}", f"on /dev/{device}"]
+    below = _device_chain(_devices(mount), table, engines)
+    return [f"on {mount.mountpoint}", *below] if below is not None else None
+
+
+def _device_chain(devices: set[str], table: tuple[Mount, ...], engines: dict[str, str]) -> list[str] | None:
+    for device in _disks(devices):
+        here = [f"on /dev/{device}"]
         if device in engines:
             return [*here, f"on the engine's file of {engines[device]}"]
         backing = _read(Path("/sys/class/block", device, "loop/backing_file"))
@@ -72,13 +81,17 @@ def _engine_devices() -> dict[str, str]:
 
 def _devices(mount: Mount) -> set[str]:
     """The block devices of a file system, by their names in /sys/class/block."""
-    number = f"{mount.major}:{mount.minor}"
     with contextlib.suppress(OSError):
         # btrfs shows a number of its own, and the first of its devices as source.
         status = Path(mount.source).stat()
         if stat.S_ISBLK(status.st_mode):
-            number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-    link = Path("/sys/dev/block", number)
+            return _block_devices(status.st_rdev)
+    return _block_devices(os.makedev(mount.major, mount.minor))
+
+
+def _block_devices(number: int) -> set[str]:
+    """A device number's name, with the names of all devices where it is one of a btrfs."""
+    link = Path("/sys/dev/block", f"{os.major(number)}:{os.minor(number)}")
     if not link.exists():
         return set()
     first = link.resolve().name

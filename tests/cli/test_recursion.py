@@ -98,6 +98,16 @@ def test_a_file_system_on_a_file_of_a_fuseswap_mount(outer: Path, inner: Path, d
         assert fuseswap("check", local / "file").code == 3
 
 
+def test_a_device_on_a_file_of_a_fuseswap_mount(outer: Path) -> None:
+    """The kernel would take it."""
+    device = run("losetup", "--find", "--show", swap_file(outer / "file"))
+    try:
+        line = refused("check", device)
+    finally:
+        run("losetup", "--detach", device)
+    assert f"it lies on {device}, on {outer}/file, on the fuseswap mount {outer} (nfs://" in line
+
+
 def test_a_server_whose_files_lie_there(inner: Path, disk_dir: Path) -> None:
     # This server calls its exports /NAME, and only a path that is also this machine's can be followed.
     name = disk_dir.name
