@@ -177,8 +177,10 @@ def test_a_page_out_and_in(name: str) -> None:
     assert (read["kind"], read["offset"], read["length"]) == ("READ", 3 * PAGE_SIZE, 2 * PAGE_SIZE)
     for journey in (write, read):
         (call,) = journey["calls"]
-        times = [begin, journey["arrived_ns"], call["sent_ns"], journey["replied_ns"], journey["answered_ns"], end]
+        times = [begin, journey["arrived_ns"], call["sent_ns"], journey["replied_ns"], journey["answered_ns"]]
         assert times == sorted(times)
+        # Who is answered may go on before the engine has looked at the clock again.
+        assert journey["replied_ns"] <= end
         assert times[3] - times[2] >= 2_000_000
     assert not is_traced(name)
 
