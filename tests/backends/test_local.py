@@ -4,12 +4,14 @@ import errno
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from fuseswap.backends.protocol import Backend, FileType, SourceError
 from fuseswap.backends.source import open_source
+from fuseswap.filesystem.inodes import Node
 from tests.backends.test_conformance import ROOT, fails, names
 
 
@@ -83,5 +85,24 @@ def test_what_programs_do_beside_it_is_seen(disk_dir: Path) -> None:
             assert await backend.read(handle, 0, 10, ROOT) == b"con"
             (disk_dir / "moved").unlink()
             await fails(errno.ESTALE, backend.read(handle, 0, 10, ROOT))
+
+    trio.run(main)
+
+
+def test_what_programs_write_meanwhile_is_not_taken_for_ours(disk_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = os.pwritev
+
+    def interrupted(*args: Any) -> int:
+        with (disk_dir / "file").open("r+b") as file:
+            file.write(b"theirs")
+        return written(*args)
+
+    async def main() -> None:
+        async with open_source(f"file://{disk_dir}") as backend:
+            handle, found = await backend.create(backend.root, b"file", 0o600, True, ROOT)
+            node = Node(2, 1, handle, found, cached=found.version)
+            monkeypatch.setattr(os, "pwritev", interrupted)
+            node.wrote(await backend.write(handle, 10, b"ours", False, ROOT))
+            assert node.cached != (await backend.getattr(handle, ROOT)).version
 
     trio.run(main)
