@@ -118,6 +118,10 @@ class FileOperations(Serving):
             # Who closes is dead; the data is to get there nevertheless.
             self.in_background("flush", lambda: self._commit(file))
             raise
+        except OSError as error:
+            # Descriptors of a child that calls exec(2) or ends close unheard; its parent's fsync must not succeed.
+            self.gathering.keep_error(file.node, error)
+            raise
 
     @answers_errno
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
@@ -128,6 +132,8 @@ class FileOperations(Serving):
         file = self.files.pop(fh)
         node = file.node
         self.inodes.closed(node)
+        if node.opened == 0:
+            self.gathering.forget_error(node.handle)
         if node.opened == 0 and node.hidden is not None:
             await remove_hidden(self.backend, node, file.caller)
         self.inodes.release(node)

@@ -3,7 +3,7 @@
 What write(2) promises is that later readers of this mount see the bytes. So whoever reads the file, asks for its
 attributes or changes them waits for its writes first (`drain`, `settle`), and so does whoever was promised stable
 storage: fsync and close (`commit`). A write that fails is told to the file's next write, fsync or close, as nfs(5)
-has it. Nothing is held back for longer than LINGER_SECONDS.
+has it; close leaves it to be told by the others, too. Nothing is held back for longer than LINGER_SECONDS.
 """
 
 import errno
@@ -147,6 +147,17 @@ class Gathering:
         await self._backend.commit(handle, caller)
         if self._unstable.get(handle) == last:
             self._unstable.pop(handle, None)
+
+    def keep_error(self, node: Node, error: OSError) -> None:
+        """Tell `error` again."""
+        self._files.setdefault(node.handle, _File(node)).error = error
+
+    def forget_error(self, handle: Handle) -> None:
+        """Nobody is left to be told of writes that failed."""
+        file = self._files.get(handle)
+        if file is not None:
+            file.error = None
+            self._drop_if_idle(file)
 
     async def drain_all(self) -> None:
         """As `drain`, for every file."""

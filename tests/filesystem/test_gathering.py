@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,25 @@ def test_a_failed_write_is_told_once(mount: Mount) -> None:
                 file.write(b"x" * 4096)
             os.fsync(file.fileno())
         assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_failed_write_is_not_told_to_a_child_only(mount: Mount) -> None:
+    point = mount("mem:2M").point
+    with pytest.raises(OSError):
+        (point / "full").write_bytes(bytes(4 << 20))
+    with (point / "file").open("wb", buffering=0) as file:
+        file.write(b"x" * 65536)
+        subprocess.run(["true"], check=True)  # closes its copy of the descriptor
+        with pytest.raises(OSError) as caught:
+            os.fsync(file.fileno())
+        assert caught.value.errno == errno.ENOSPC
+        os.fsync(file.fileno())
+    with (point / "file").open("r+b", buffering=0) as file:
+        file.write(b"x" * 65536)
+        with pytest.raises(OSError):
+            os.close(os.dup(file.fileno()))
+        with pytest.raises(OSError):
+            os.fsync(file.fileno())
 
 
 def test_what_pyfuse3_does_not_know(mount: Mount, nfs_server: GaneshaServer, nfs_dir: Path) -> None:
