@@ -111,12 +111,6 @@ class UnstableWrites:
         for handle, file in list(self._files.items()):
             await self._settle(handle, file)
 
-    def discard(self, handle: Handle) -> None:
-        """The file is gone (ESTALE) or its writes are superseded."""
-        file = self._files.get(handle)
-        if file is not None:
-            self._release(handle, file, len(file.kept))
-
     async def _make_room(self, bytes_wanted: int) -> None:
         # One at a time: those who waited find what the first has committed.
         async with self._making_room:
