@@ -132,7 +132,10 @@ def main() -> None:
         print(title)
         panels.append((title, bars))
     if options.picture:
-        options.picture.write_text(picture(panels))
+        try:
+            options.picture.write_text(picture(panels))
+        except OSError as error:
+            parser.exit(1, f"{options.picture}: {error.strerror}\n")
         print(f"drawn: {options.picture}")
 
 

@@ -33,12 +33,18 @@ LESSON = (
 )  # fmt: skip
 
 
+BLOCKS_MAX = 1 << 20
+
+
 def blocks_of(text: str) -> list[int]:
-    """`100-102 7` as [100, 101, 102, 7]."""
+    """`100-102 7` as [100, 101, 102, 7]; ValueError if it says something else, or too many."""
     blocks: list[int] = []
     for word in text.split():
         first, _, last = word.partition("-")
-        blocks += range(int(first), int(last or first) + 1)
+        run = range(int(first), int(last or first) + 1)
+        if not 0 < len(run) <= BLOCKS_MAX - len(blocks):
+            raise ValueError(word)
+        blocks += run
     return blocks
 
 
@@ -84,11 +90,15 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=PAGE_SIZE, choices=(512, 1024, 2048, 4096), help="bytes")
     options = parser.parse_args()
     if options.blocks:
-        show(blocks_of(" ".join(options.blocks)), options.block)
+        try:
+            blocks = blocks_of(" ".join(options.blocks))
+        except ValueError:
+            parser.error(f"blocks are numbers such as 7 or 100-104, at most {BLOCKS_MAX:,} in all")
+        show(blocks, options.block)
         return
-    for what, block_bytes, blocks in LESSON:
-        print(f"{what}\n    physical blocks: {blocks}")
-        show(blocks_of(blocks), block_bytes)
+    for what, block_bytes, text in LESSON:
+        print(f"{what}\n    physical blocks: {text}")
+        show(blocks_of(text), block_bytes)
         print()
     print("A file on an NFS server, wherever its blocks lie: the file system does the I/O (SWP_FS_OPS).")
     show_layout(fs_ops_extents(10), "file")

@@ -238,7 +238,10 @@ def main() -> None:
     for title, bars in panels:
         print(table(title, bars))
     if options.picture:
-        options.picture.write_text(picture(panels))
+        try:
+            options.picture.write_text(picture(panels))
+        except OSError as error:
+            parser.exit(1, f"{options.picture}: {error.strerror}\n")
         print(f"drawn: {options.picture}")
 
 

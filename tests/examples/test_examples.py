@@ -50,6 +50,22 @@ def test_the_head_says_what_it_shows_and_leaves_out(path: Path) -> None:
     assert f"[{path.name}]({path.name})" in (ROOT / "examples/README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        *(("extents.py", argument) for argument in ("x", "-1", "5-3", "1-99999999999", "1-2-3")),
+        ("batching.py", "/nonexistent/picture.svg"),
+    ],
+)
+def test_a_bad_argument_is_one_line_and_no_traceback(name: str, argument: str) -> None:
+    command = [sys.executable, str(ROOT / "examples" / name), "--", argument]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode in (1, 2)
+    lines = [line for line in result.stderr.splitlines() if not line.startswith(("usage:", " "))]
+    assert len(lines) == 1
+    assert "Traceback" not in result.stderr
+
+
 def test_extents() -> None:
     lesson = run("extents.py")
     assert "slots 0 to 9 lie in pages 100 to 109 of the disk" in lesson
