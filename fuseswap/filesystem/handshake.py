@@ -60,6 +60,8 @@ def amended(answer: bytes, offer: bytes, *, auto_invalidation: bool) -> bytes:
     layout, offset = _OFFERED_FLAGS
     (offered,) = layout.unpack_from(offer, offset)
     layout, offset = _ANSWER_FLAGS
+    if len(answer) < offset + layout.size:
+        return answer  # a bare error
     flags, _, _ = layout.unpack_from(answer, offset)
     flags |= offered & (_PARALLEL_DIROPS | _HANDLE_KILLPRIV_V2)
     if not auto_invalidation:

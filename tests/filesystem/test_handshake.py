@@ -45,3 +45,8 @@ def test_the_kernel_does_not_drop_pages_by_itself() -> None:
     sent = amended(answer(_OTHERS), offer(0), auto_invalidation=False)
 
     assert struct.unpack_from("=I", sent, 28) == (_OTHERS & ~_AUTO_INVAL_DATA,)
+
+
+def test_an_error_goes_to_the_kernel_as_it_is() -> None:
+    refusal = struct.pack("=IiQ", 16, -71, 2)
+    assert amended(refusal, offer(0xFFFFFFFF), auto_invalidation=False) == refusal
