@@ -346,17 +346,22 @@ class Transport:
     def _connect(self, now: int) -> None:
         self._state = _CONNECTING
         self._due_ns = now + limits.CONNECT_LIMIT_NS
-        self._enter_realtime()
         if ":" in self._target.addresses[self._address_index].host:
             # After an IPv4 peer the socket would send its SYN by IPv4's road for ever. A connect that fails at
             # once, as one to the broadcast address does, takes it back to IPv6's (tcp_v6_connect).
-            libc.connect(self._socket.fileno(), _BROADCAST)
-        code = libc.connect(self._socket.fileno(), self._addresses[self._address_index])
-        self._leave_realtime()
+            self._call_connect(_BROADCAST)
+        code = self._call_connect(self._addresses[self._address_index])
         if code == 0:
             self._established()
         elif code not in (errno.EINPROGRESS, errno.EINTR):
             self._lose(os.strerror(code))
+
+    def _call_connect(self, address: bytes) -> int:
+        """0 or the errno. It sends a SYN, or the reset that ends a live connection (tcp_send_active_reset)."""
+        self._enter_realtime()
+        code = libc.connect(self._socket.fileno(), address)
+        self._leave_realtime()
+        return code
 
     def _established(self) -> None:
         words = self._words
@@ -380,10 +385,7 @@ class Transport:
     def _lose(self, reason: str) -> None:
         now = time.monotonic_ns()
         words = self._words
-        # Of a live connection this makes a reset, which is allocated like any segment (tcp_send_active_reset).
-        self._enter_realtime()
-        libc.connect(self._socket.fileno(), libc.UNSPECIFIED)
-        self._leave_realtime()
+        self._call_connect(libc.UNSPECIFIED)
         if self._state == _UP:
             words[Word.CONNECTED] = 0
             words[Word.DISCONNECTED_NS] = now
