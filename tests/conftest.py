@@ -16,6 +16,7 @@ import fuseswap
 from fuseswap.host.ganesha import Export, GaneshaServer
 from fuseswap.swap.units import RUN_DIRECTORY
 from tests.kit import rescue
+from tests.kit.compiled import not_compiled
 
 SWAP_LOCK = Path("/run/lock/fuseswap-swap.lock")
 
@@ -120,11 +121,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 def pytest_configure(config: pytest.Config) -> None:
     # A shell's background job ignores it, and so would all that is started here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # What a test starts is what was compiled.
-    for compiled in Path(fuseswap.__file__).parent.glob("*/*.cpython-*.so"):
-        source = compiled.with_name(f"{compiled.name.partition('.')[0]}.py")
-        if source.exists() and compiled.stat().st_mtime < source.stat().st_mtime:
-            pytest.exit(f"{source} is newer than what was compiled of it: run `make setup`", returncode=2)
+    if reason := not_compiled(Path(fuseswap.__file__).parents[1]):
+        pytest.exit(reason, returncode=2)
     # libnfs-python's SWIG wrapper imports `imp`; nothing here can change that.
     config.addinivalue_line("filterwarnings", "ignore:the imp module is deprecated:DeprecationWarning")
 
