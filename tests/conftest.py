@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 
 import hypothesis
 import pytest
@@ -119,18 +120,34 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell's background job ignores it, and so would all that is started here.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     if reason := not_compiled(Path(fuseswap.__file__).parents[1]):
         pytest.exit(reason, returncode=2)
     # libnfs-python's SWIG wrapper imports `imp`; nothing here can change that.
     config.addinivalue_line("filterwarnings", "ignore:the imp module is deprecated:DeprecationWarning")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
+    # A shell's background job ignores it, and so would all that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _end_once(session, signal.SIGTERM)
     key = uuid.uuid4().hex
     session.config.stash[_session_key] = os.environ[rescue.SESSION_VARIABLE] = key
     session.config.stash[_before_key] = rescue.Leftovers.of(RUN_DIRECTORY)
+
+
+def _end_once(session: pytest.Session, *numbers: signal.Signals) -> None:
+    """The first of these signals ends the session as Ctrl-C does; those after it do not disturb the finalizers."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, lambda *_: None)
+        # Where a test takes the exception for its own, the session ends after that test.
+        session.shouldstop = signal.Signals(number).name
+        raise KeyboardInterrupt
+
+    for number in numbers:
+        signal.signal(number, end)
 
 
 @pytest.hookimpl(trylast=True)
