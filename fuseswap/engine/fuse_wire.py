@@ -12,27 +12,27 @@ from typing import Final
 
 from attrs import frozen
 
-IN_HEADER = struct.Struct("<IIQQIIIHH")
+IN_HEADER: Final = struct.Struct("<IIQQIIIHH")
 """fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding."""
-OUT_HEADER = struct.Struct("<IiQ")
+OUT_HEADER: Final = struct.Struct("<IiQ")
 """fuse_out_header: len, error (negative errno), unique."""
-TRANSFER_IN = struct.Struct("<IIQQ16xQQII16x")
+TRANSFER_IN: Final = struct.Struct("<IIQQ16xQQII16x")
 """fuse_in_header and fuse_read_in or fuse_write_in: len, opcode, unique, nodeid, fh, offset, size, flags."""
-WRITE_ANSWER = struct.Struct("<IiQII")
+WRITE_ANSWER: Final = struct.Struct("<IiQII")
 """fuse_out_header and fuse_write_out: len, error, unique, size, padding."""
 
-_INIT_IN = struct.Struct("<IIII")
-_INIT_OUT = struct.Struct("<IIIIHHIIHHIIH22x")
-_ATTR = struct.Struct("<QQQQQQIIIIIIIIII")
-_ENTRY_OUT = struct.Struct("<QQQQII")
-_ATTR_OUT = struct.Struct("<QII")
-_OPEN_IN = struct.Struct("<II")
-_OPEN_OUT = struct.Struct("<QIi")
-_FH = struct.Struct("<Q")
-_DIRENT = struct.Struct("<QQII")
-_SETATTR_IN = struct.Struct("<I84x")
-_READDIR_IN = struct.Struct("<QQI")
-_STATFS_OUT = struct.Struct("<QQQQQIIII24x")
+_INIT_IN: Final = struct.Struct("<IIII")
+_INIT_OUT: Final = struct.Struct("<IIIIHHIIHHIIH22x")
+_ATTR: Final = struct.Struct("<QQQQQQIIIIIIIIII")
+_ENTRY_OUT: Final = struct.Struct("<QQQQII")
+_ATTR_OUT: Final = struct.Struct("<QII")
+_OPEN_IN: Final = struct.Struct("<II")
+_OPEN_OUT: Final = struct.Struct("<QIi")
+_FH: Final = struct.Struct("<Q")
+_DIRENT: Final = struct.Struct("<QQII")
+_SETATTR_IN: Final = struct.Struct("<I84x")
+_READDIR_IN: Final = struct.Struct("<QQI")
+_STATFS_OUT: Final = struct.Struct("<QQQQQIIII24x")
 
 ROOT_NODE: Final = 1
 FILE_NODE: Final = 2

@@ -20,14 +20,18 @@ LAST_FRAGMENT: Final = 0x80000000
 REPLY_HEADER_BYTES_MAX: Final = 1024
 """More than a reply needs besides READ data: 28 header, 400 verifier, 116 attributes, 20 results."""
 
-_CALL = struct.Struct(">IIIIIII")
-_WORD = struct.Struct(">I")
-_TWO_WORDS = struct.Struct(">II")
-_READ_ARGUMENTS = struct.Struct(">QI")
-_WRITE_ARGUMENTS = struct.Struct(">QIII")
-_REPLY = struct.Struct(">IIIIII")
+_CONSTANT: Final = struct.Struct(">IIIII")
+"""What an RPC call says between xid and credential: message type, RPC version, program, version, procedure."""
+_WORD: Final = struct.Struct(">I")
+_TWO_WORDS: Final = struct.Struct(">II")
+_THREE_WORDS: Final = struct.Struct(">III")
+_REPLY: Final = struct.Struct(">IIIIII")
+_REPLY_BYTES: Final = 24
 _FATTR3_BYTES: Final = 84
 _WCC_ATTR_BYTES: Final = 24
+_READ_RESULT: Final = struct.Struct(f">II{_FATTR3_BYTES}xIII")
+"""READ3resok with attributes, which every server sends: status, attributes_follow, count, eof, length of the data."""
+_READ_RESULT_BYTES: Final = 4 + 4 + _FATTR3_BYTES + 12
 
 
 class Procedure(IntEnum):
@@ -106,42 +110,41 @@ class CallTemplates:
     def __init__(self, target: NfsTarget) -> None:
         handle = opaque(target.file_handle)
         common = credential(target) + handle
-        self._arguments = _CALL.size + len(common)
-        self.read_header_bytes = self._arguments + _READ_ARGUMENTS.size
-        self.write_header_bytes = self._arguments + _WRITE_ARGUMENTS.size
-        self._read = self._template(Procedure.READ, common, _READ_ARGUMENTS.size)
-        self._write = self._template(Procedure.WRITE, common, _WRITE_ARGUMENTS.size)
-
-    @staticmethod
-    def _template(procedure: Procedure, common: bytes, arguments_bytes: int) -> bytes:
-        fields = _CALL.pack(0, 0, 0, 2, NFS_PROGRAM, NFS_VERSION, procedure)
-        return fields + common + bytes(arguments_bytes)
+        # Between xid and arguments all is constant, and one pack puts all three in place.
+        self._read_constant = _CONSTANT.pack(0, 2, NFS_PROGRAM, NFS_VERSION, Procedure.READ) + common
+        self._write_constant = _CONSTANT.pack(0, 2, NFS_PROGRAM, NFS_VERSION, Procedure.WRITE) + common
+        self._read = struct.Struct(f">II{len(self._read_constant)}sQI")
+        self._write = struct.Struct(f">II{len(self._write_constant)}sQIII")
+        self._read_mark = LAST_FRAGMENT | self._read.size - 4
+        self._write_mark = LAST_FRAGMENT | self._write.size - 4
 
     def buffers(self) -> tuple[bytearray, bytearray]:
         """The READ and the WRITE header of one slot, to be filled by `fill_read` and `fill_write`."""
-        read, write = bytearray(self._read), bytearray(self._write)
-        _WORD.pack_into(read, 0, LAST_FRAGMENT | len(read) - 4)
-        return read, write
+        return bytearray(self._read.size), bytearray(self._write.size)
 
     def fill_read(self, header: bytearray, xid: int, offset: int, count: int) -> None:
         """Make `header` a READ of `count` bytes at `offset`."""
-        _WORD.pack_into(header, 4, xid)
-        _READ_ARGUMENTS.pack_into(header, self._arguments, offset, count)
+        self._read.pack_into(header, 0, self._read_mark, xid, self._read_constant, offset, count)
 
     def fill_write(self, header: bytearray, xid: int, offset: int, count: int) -> None:
         """Make `header` a FILE_SYNC WRITE of `count` bytes, a multiple of 4, that follow it in the stream."""
-        _TWO_WORDS.pack_into(header, 0, LAST_FRAGMENT | self.write_header_bytes - 4 + count, xid)
-        _WRITE_ARGUMENTS.pack_into(header, self._arguments, offset, count, _FILE_SYNC, count)
+        mark = self._write_mark + count
+        self._write.pack_into(header, 0, mark, xid, self._write_constant, offset, count, _FILE_SYNC, count)
 
 
 def parse_reply(data: memoryview, start: int, end: int) -> tuple[int, int, int]:
     """Of the record data[start:end]: xid, `RpcVerdict`, and where the procedure's results begin."""
     if end - start < 12:
         raise BadRecord(f"a reply of {end - start} bytes")
-    if end - start >= _REPLY.size:
+    if end - start >= _REPLY_BYTES:
+        xid: int
+        kind: int
+        denied: int
+        verifier_bytes: int
+        accept: int
         xid, kind, denied, _flavor, verifier_bytes, accept = _REPLY.unpack_from(data, start)
         if kind == 1 and not denied and not verifier_bytes and accept <= _ACCEPT_MAX:
-            return xid, accept, start + _REPLY.size
+            return xid, accept, start + _REPLY_BYTES
     return _parse_rare_reply(data, start, end)
 
 
@@ -184,6 +187,8 @@ def parse_write_result(data: memoryview, start: int, end: int) -> tuple[int, int
         return status, 0, 0
     if end - position < 16:
         raise BadRecord("a WRITE reply ends early")
+    count: int
+    committed: int
     count, committed = _TWO_WORDS.unpack_from(data, position)
     if committed > _FILE_SYNC:
         raise BadRecord(f"stable_how {committed}")
@@ -192,15 +197,23 @@ def parse_write_result(data: memoryview, start: int, end: int) -> tuple[int, int
 
 def parse_read_result(data: memoryview, start: int, end: int) -> tuple[int, int, int, bool]:
     """READ3res: nfsstat3, position of the data in `data`, its length in bytes, eof."""
-    status, position = _status(data, start, end)
-    position = _skip_optional(data, position, end, _FATTR3_BYTES)
-    if status:
-        return status, position, 0, False
-    if end - position < 12:
-        raise BadRecord("a READ reply ends early")
-    count, eof = _TWO_WORDS.unpack_from(data, position)
-    (length,) = _WORD.unpack_from(data, position + 8)
-    position += 12
+    status: int
+    count: int
+    eof: int
+    length: int
+    follows: int
+    position = start + _READ_RESULT_BYTES
+    if position <= end:
+        status, follows, count, eof, length = _READ_RESULT.unpack_from(data, start)
+    if position > end or status or follows != 1:
+        status, position = _status(data, start, end)
+        position = _skip_optional(data, position, end, _FATTR3_BYTES)
+        if status:
+            return status, position, 0, False
+        if end - position < 12:
+            raise BadRecord("a READ reply ends early")
+        count, eof, length = _THREE_WORDS.unpack_from(data, position)
+        position += 12
     if eof > 1 or length != count or end - position < length:
         raise BadRecord(f"a READ reply of {count} bytes with {length} of data in {end - position}")
     return 0, position, length, bool(eof)
@@ -209,13 +222,14 @@ def parse_read_result(data: memoryview, start: int, end: int) -> tuple[int, int,
 def _status(data: memoryview, start: int, end: int) -> tuple[int, int]:
     if end - start < 4:
         raise BadRecord("a reply without results")
-    return int(_WORD.unpack_from(data, start)[0]), start + 4
+    status: int = _WORD.unpack_from(data, start)[0]
+    return status, start + 4
 
 
 def _skip_optional(data: memoryview, position: int, end: int, size: int) -> int:
     if end - position < 4:
         raise BadRecord("results end early")
-    (follows,) = _WORD.unpack_from(data, position)
+    follows: int = _WORD.unpack_from(data, position)[0]
     if follows > 1:
         raise BadRecord(f"attributes_follow {follows}")
     position += 4 + size * follows
@@ -275,7 +289,7 @@ class RecordBuffer:
             data = self._mark + 4
             if self._end < data:
                 return None
-            (mark,) = _WORD.unpack_from(memory, self._mark)
+            mark: int = _WORD.unpack_from(memory, self._mark)[0]
             length = mark & ~LAST_FRAGMENT
             joined = self._joined
             if joined + length > self._record_bytes_max:
