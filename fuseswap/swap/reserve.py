@@ -164,7 +164,8 @@ class Reserve(Generic[T]):
     def release(self, extent: Extent) -> None:
         """Give back what was charged, whole. ValueError if it is not charged."""
         first, pages = extent
-        if self._charged.get(first) != pages:
+        charged: int = self._charged.get(first, -1)
+        if charged != pages:
             raise ValueError(f"extent {first}+{pages} is not charged")
         del self._charged[first]
         self._offered = False
@@ -172,7 +173,7 @@ class Reserve(Generic[T]):
         end = first + pages
         starts = self._starts
         ends = self._ends
-        following = starts.pop(end, 0)
+        following: int = starts.pop(end, 0)
         if following:
             end += following
         if first in ends:
