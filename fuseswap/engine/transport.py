@@ -96,6 +96,8 @@ class Transport:
         self._records = RecordBuffer(memoryview(bytearray(2 * record_bytes_max)), record_bytes_max)
         self._receive_memory = self._records.memory
         self._state = _WAITING
+        self._now = time.monotonic_ns()
+        self._reply_ns = 0
         self._due_ns = 0
         self._backoff_ns = limits.BACKOFF_FIRST_NS
         self._address_index = 0
@@ -144,7 +146,7 @@ class Transport:
         self._queued_bytes += size
         self._stream_queued += size
         call.stream_end = self._stream_queued
-        call.deadline = time.monotonic_ns() + limits.CALL_LIMIT_NS
+        call.deadline = self._now + limits.CALL_LIMIT_NS
 
     def flush(self) -> None:
         """Send as much of what is queued as the socket takes."""
@@ -186,6 +188,7 @@ class Transport:
 
     def on_event(self, events: int) -> None:
         """The socket's epoll events (edge-triggered)."""
+        self._now = time.monotonic_ns()
         if self._state == _CONNECTING:
             code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
@@ -200,6 +203,7 @@ class Transport:
             ended = events & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR)
             if ended or events & select.EPOLLIN:
                 self._receive(bool(ended))
+                self._words[_REPLY_NS] = self._reply_ns
 
     def _receive(self, ended: bool) -> None:
         records = self._records
@@ -207,7 +211,7 @@ class Transport:
         try:
             while self._state == _UP:
                 room = records.room()
-                count = receive_into(room)
+                count: int = receive_into(room)
                 if not count:
                     self._lose("closed by the server")
                     return
@@ -233,7 +237,7 @@ class Transport:
             return
         if call.stream_end > self._stream_sent:
             raise BadRecord("a reply to a call that has not been sent")
-        now = self._words[_REPLY_NS] = time.monotonic_ns()
+        self._reply_ns = now = self._now
         if verdict:
             self._rejected(call, verdict, now)
         elif call.is_write:
@@ -309,7 +313,8 @@ class Transport:
             self._fail(call, "the server does not write to stable storage (FILE_SYNC)")
 
     def tick(self, now: int) -> None:
-        """Do what is due at `now` (CLOCK_MONOTONIC, ns)."""
+        """Do what is due at `now` (CLOCK_MONOTONIC, ns), and send by that clock until the next event or tick."""
+        self._now = now
         if self._state != _UP:
             if now >= self._due_ns:
                 if self._state == _CONNECTING:
@@ -391,7 +396,7 @@ class Transport:
             words[Word.DISCONNECTED_NS] = now
             self._log(Level.WARNING, f"lost the server: {reason}; waiting for it")
             # A server that takes connections and does nothing with them is no reason to hurry.
-            if words[Word.REPLY_NS] >= self._up_since_ns or now - self._up_since_ns > limits.BACKOFF_MAX_NS:
+            if self._reply_ns >= self._up_since_ns or now - self._up_since_ns > limits.BACKOFF_MAX_NS:
                 self._backoff_ns = limits.BACKOFF_FIRST_NS
         else:
             self._next_address()
