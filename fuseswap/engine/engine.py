@@ -72,6 +72,9 @@ _MERGED: Final = int(Word.MERGED)
 _SHORT_REPLIES: Final = int(Word.SHORT_REPLIES)
 _RESERVE_PAGES_USED: Final = int(Word.RESERVE_PAGES_USED)
 _RESERVE_PAGES_HIGH: Final = int(Word.RESERVE_PAGES_HIGH)
+_monotonic_ns: Final = time.monotonic_ns
+_readv: Final = os.readv
+_writev: Final = os.writev
 _GONE: Final = (errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN)
 
 
@@ -121,7 +124,9 @@ class Engine:
         self._iov = [memoryview(self._header), self._arena, memoryview(bytearray(READ_BUFFER_BYTES_MIN))]
         self._out = bytearray(OUT_HEADER.size)
         self._write_out = bytearray(WRITE_ANSWER.size)
-        self._requests = 0
+        self._requests = self._requests_max = 0
+        # What the words say: storing in shared memory costs little, reading it back as much again.
+        self._reads = self._read_bytes = self._writes = self._write_bytes = self._read_calls = 0
         self._spins = (Spin(), Spin())  # for the kernel's next request, for the server's next reply
         self._readable = False
         self._stalled = False
@@ -130,8 +135,10 @@ class Engine:
         self.initialized = False
         self._probes: dict[int, Request] = {}
         self._epoll = select.epoll(2)
+        self._epoll_server = select.epoll(1)  # while /dev/fuse, which is level-triggered, is not to be read
         if self._target.fileno() >= 0:
             self._epoll.register(self._target.fileno(), EVENTS)
+            self._epoll_server.register(self._target.fileno(), EVENTS)
         self._words[Word.RESERVE_PAGES] = reserve.pages
         self._words[Word.REQUESTS_MAX] = limits.REQUESTS_MAX
 
@@ -142,34 +149,33 @@ class Engine:
 
         A server that is out of reach, or commits less than FILE_SYNC, is found before swap depends on it.
         """
-        deadline = time.monotonic_ns() + limit_ns
+        deadline = _monotonic_ns() + limit_ns
         for is_write, verb in ((False, "read"), (True, "write")):
             memory = self._arena[:PAGE_SIZE]
             request = Request(0, is_write, 0, PAGE_SIZE, memory)
             self._probes[id(request)] = request
             self._plug.submit(request)
             while id(request) in self._probes:
-                if time.monotonic_ns() > deadline:
+                if _monotonic_ns() > deadline:
                     why = self._target.lost_reason or "no reply"
                     return f"the server did not {verb} the header page in {limit_ns // 10**9} s: {why}"
-                self._turn(min(deadline, time.monotonic_ns() + PROBE_STEP_NS))
+                self._turn(min(deadline, _monotonic_ns() + PROBE_STEP_NS))
             if request.error:
                 return f"the server did not {verb} the header page"
         return ""
 
     def attach(self) -> None:
         """Begin to listen to the kernel."""
-        self._epoll.register(self._device, select.EPOLLIN | select.EPOLLET)
-        self._readable = True
+        self._epoll.register(self._device, select.EPOLLIN)
 
     def initialize(self, limit_ns: int) -> bool:
         """Serve until FUSE_INIT is answered; False if that takes longer than `limit_ns`.
 
         UnsupportedKernel if this kernel cannot carry swap safely.
         """
-        deadline = time.monotonic_ns() + limit_ns
-        while not self.initialized and not self._gone and time.monotonic_ns() < deadline:
-            self._turn(time.monotonic_ns() + PROBE_STEP_NS)
+        deadline = _monotonic_ns() + limit_ns
+        while not self.initialized and not self._gone and _monotonic_ns() < deadline:
+            self._turn(_monotonic_ns() + PROBE_STEP_NS)
         return self.initialized
 
     def run(self) -> bool:
@@ -181,15 +187,14 @@ class Engine:
 
     def _turn(self, wake_ns: int) -> None:
         self._tracing = self._words[_TRACE]
+        now: int = _monotonic_ns()
+        self._target.tick(now)
         if self._readable and not self._stalled:
             self._read_kernel()
-        now = time.monotonic_ns()
-        self._target.tick(now)
         self._dispatch()
         due = self._target.due()
         if self._read_again_ns:
             if now >= self._read_again_ns:
-                self._readable = True
                 self._read_again_ns = 0
             elif not wake_ns or self._read_again_ns < wake_ns:
                 wake_ns = self._read_again_ns
@@ -205,12 +210,12 @@ class Engine:
 
     def _wait(self, begin: int, due: int) -> list[tuple[int, int]]:
         """What happens next, waiting from `begin` to `due` (0: for ever)."""
-        poll = self._epoll.poll
+        poll = (self._epoll_server if self._stalled or self._read_again_ns else self._epoll).poll
         spin = self._spins[self._requests > 0]
         if limit := spin.limit_ns(self._requests):
-            begin = time.monotonic_ns()
+            begin = _monotonic_ns()
             end = min(begin + limit, due or begin + limit)
-            while (now := time.monotonic_ns()) < end:
+            while (now := _monotonic_ns()) < end:
                 if events := poll(0, 2):
                     spin.waited(now - begin)
                     return events
@@ -220,7 +225,7 @@ class Engine:
         self._publish()
         events = poll(max(due - begin, 0) / 1e9 if due else -1, 2)
         if events:
-            spin.waited(time.monotonic_ns() - begin)
+            spin.waited(_monotonic_ns() - begin)
         return events
 
     def _publish(self) -> None:
@@ -240,6 +245,9 @@ class Engine:
 
     def _read_kernel(self) -> None:
         plug = self._plug
+        device = self._device
+        iov = self._iov
+        header = self._header
         for _ in range(BATCH_MAX):
             landing = self._reserve.landing() if self._requests < limits.REQUESTS_MAX else None
             if landing is None:
@@ -249,9 +257,9 @@ class Engine:
             if landing != self._landing:
                 self._landing = landing
                 start = landing[0] * PAGE_SIZE
-                self._iov[1] = self._arena[start : start + landing[1] * PAGE_SIZE]
+                iov[1] = self._arena[start : start + landing[1] * PAGE_SIZE]
             try:
-                size = os.readv(self._device, self._iov)
+                size: int = _readv(device, iov)
             except BlockingIOError:
                 self._readable = False
                 return
@@ -260,20 +268,30 @@ class Engine:
                     self._gone = error.errno
                     return
                 if error.errno not in (errno.EINTR, errno.ENOENT):
-                    # No edge will tell of what waits there.
                     self._log(Level.ERROR, f"reading /dev/fuse: {error.strerror}")
                     self._readable = False
-                    self._read_again_ns = time.monotonic_ns() + READ_AGAIN_NS
+                    self._read_again_ns = _monotonic_ns() + READ_AGAIN_NS
                     return
                 continue
-            if size >= _TRANSFER_HEADER_BYTES and _READ <= self._header[4] <= _WRITE:
+            if size >= _TRANSFER_HEADER_BYTES and _READ <= header[4] <= _WRITE:
                 self._take_transfer(size)
                 if not plug.in_flight:
                     self._dispatch()
+                if self._requests <= 1:
+                    # It is alone as a rule, and epoll says so for less than a read in vain.
+                    self._readable = False
+                    return
             else:
                 self._take_message(size)
 
     def _take_transfer(self, size: int) -> None:
+        length: int
+        opcode: int
+        unique: int
+        node: int
+        handle: int
+        offset: int
+        count: int
         length, opcode, unique, node, handle, offset, count, _flags = TRANSFER_IN.unpack_from(self._header)
         is_write = opcode == _WRITE
         whole = size == length == (_TRANSFER_HEADER_BYTES + count if is_write else _TRANSFER_HEADER_BYTES)
@@ -286,7 +304,7 @@ class Engine:
         file = self._file
         if not whole or opcode > 0xFF or not unique:
             refusal = errno.EIO
-        elif node != FILE_NODE or not (handle == file.write_handle if is_write else file.is_open(handle)):
+        elif node != FILE_NODE or (handle != file.write_handle and (is_write or not file.is_open(handle))):
             refusal = errno.ETXTBSY if is_write else errno.EBADF
         elif not count or (offset | count) % PAGE_SIZE or count > self._reserve.landing_pages * PAGE_SIZE:
             refusal = errno.EINVAL
@@ -300,8 +318,8 @@ class Engine:
 
     def _accept(self, unique: int, is_write: bool, offset: int, count: int) -> None:
         self._requests += 1
-        if self._requests > self._words[_REQUESTS_HIGH]:
-            self._words[_REQUESTS_HIGH] = self._requests
+        if self._requests > self._requests_max:
+            self._words[_REQUESTS_HIGH] = self._requests_max = self._requests
         pages = count // PAGE_SIZE
         request = Request(unique, is_write, offset, count, self._arena)
         if self._tracing:
@@ -351,7 +369,8 @@ class Engine:
                 words[_WRITE_CALLS] += 1
                 words[_WRITE_CALLS_4K + max(0, (call.length - 1).bit_length() - _PAGE_BITS)] += 1
             else:
-                words[_READ_CALLS] += 1
+                self._read_calls += 1
+                words[_READ_CALLS] = self._read_calls
             target.send(call)
             if self._tracing:
                 for request in call.requests:
@@ -385,13 +404,17 @@ class Engine:
                 words[Word.WRITE_ERRORS if request.is_write else Word.READ_ERRORS] += 1
                 self._reply(wire.error_answer(request.unique, request.error))
             elif request.is_write:
-                words[_WRITES] += 1
-                words[_WRITE_BYTES] += length
+                self._writes += 1
+                self._write_bytes += length
+                words[_WRITES] = self._writes
+                words[_WRITE_BYTES] = self._write_bytes
                 WRITE_ANSWER.pack_into(self._write_out, 0, WRITE_ANSWER.size, 0, request.unique, length, 0)
                 self._reply(self._write_out)
             else:
-                words[_READS] += 1
-                words[_READ_BYTES] += length
+                self._reads += 1
+                self._read_bytes += length
+                words[_READS] = self._reads
+                words[_READ_BYTES] = self._read_bytes
                 OUT_HEADER.pack_into(self._out, 0, OUT_HEADER.size + length, 0, request.unique)
                 self._reply(self._out, request.pieces)
             if self._tracing:
@@ -401,13 +424,13 @@ class Engine:
             self._requests -= 1
 
     def _trace(self, stage: Stage, request: Request, xid: int) -> None:
-        now = time.monotonic_ns()
+        now = _monotonic_ns()
         self._counters.trace(stage, now, request.unique, request.is_write, request.offset, request.length, xid)
 
     def _reply(self, head: bytes | bytearray, pieces: tuple[memoryview, ...] = ()) -> None:
         try:
             if pieces:
-                os.writev(self._device, (head, *pieces))
+                _writev(self._device, (head, *pieces) if len(pieces) > 1 else (head, pieces[0]))
             else:
                 os.write(self._device, head)
         except OSError as error:
