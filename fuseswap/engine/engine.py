@@ -121,7 +121,9 @@ class Engine:
         self._arena = memoryview(mmap.mmap(-1, reserve.pages * PAGE_SIZE))
         self._header = bytearray(_TRANSFER_HEADER_BYTES)
         self._landing: tuple[int, int] | None = None
-        self._iov = [memoryview(self._header), self._arena, memoryview(bytearray(READ_BUFFER_BYTES_MIN))]
+        self._iov = [memoryview(self._header), self._arena]
+        if (missing := READ_BUFFER_BYTES_MIN - _TRANSFER_HEADER_BYTES - reserve.landing_pages * PAGE_SIZE) > 0:
+            self._iov.append(memoryview(bytearray(missing)))
         self._out = bytearray(OUT_HEADER.size)
         self._write_out = bytearray(WRITE_ANSWER.size)
         self._requests = self._requests_max = 0
