@@ -4,14 +4,12 @@ Names that stand for the reader's own (his server, the swap file's name, a loop 
 run here is listed with the reason, and the list must not be longer than the documentation needs.
 """
 
-import fcntl
 import os
 import re
 import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -22,12 +20,8 @@ from fuseswap.host import fusectl, rundir
 from fuseswap.host.ganesha import GaneshaServer
 from fuseswap.host.loop import loop_device_of
 from fuseswap.host.mounts import mount_at, unmount
-from tests.conftest import SWAP_LOCK
 from tests.docs.pages import PAGES, ROOT, Command, commands
 from tests.kit.rescue import Leftovers
-
-pytestmark = pytest.mark.timeout(900)
-"""Most of it would be waiting for others that swap."""
 
 SIZE: Final = "16M"
 
@@ -54,8 +48,6 @@ class Reader:
     directory: Path
     """In it the project looks as in its own directory."""
     name: str = attrs.field(factory=lambda: f"host1-{secrets.token_hex(3)}")
-    _stack: ExitStack = attrs.field(factory=ExitStack)
-    _swaps: bool = False
 
     @property
     def spare(self) -> str:
@@ -63,8 +55,6 @@ class Reader:
 
     def run(self, command: str) -> None:
         """Run a line as it stands on the page."""
-        if re.search(r"fuseswap +(up|on) ", command):
-            self.swap_alone()
         if command.startswith("mount -t fusectl") and mount_at(str(fusectl.CONNECTIONS)):
             return  # as the page says
         text = self.translate(command)
@@ -112,13 +102,6 @@ class Reader:
         """A swap file that has been made already."""
         self.run("fuseswap create nfs://server/export/swap/host1 --size 1G")
 
-    def swap_alone(self) -> None:
-        """The machine's swap for this page alone, until its end."""
-        if not self._swaps:
-            lock = self._stack.enter_context(SWAP_LOCK.open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            self._swaps = True
-
     def leave(self) -> None:
         """Take away what the page has left on, and nothing else."""
         # What `rm` of a page leaves where /run is no tmpfs.
@@ -129,7 +112,6 @@ class Reader:
             if rundir.directory(name).exists():
                 subprocess.run([sys.executable, "-m", "fuseswap", "down", "--force", name], check=False, timeout=60)
                 Leftovers.of(rundir.directory(name)).free()
-        self._stack.close()
 
 
 BEFORE: Final[dict[str, Callable[[Reader], None]]] = {
@@ -142,7 +124,7 @@ BEFORE: Final[dict[str, Callable[[Reader], None]]] = {
 
 
 @pytest.fixture
-def reader(nfs_server: GaneshaServer, tmp_path: Path) -> Iterator[Reader]:
+def reader(swap_lock: None, nfs_server: GaneshaServer, tmp_path: Path) -> Iterator[Reader]:
     for entry in ROOT.iterdir():
         (tmp_path / entry.name).symlink_to(entry)
     reader = Reader(nfs_server, tmp_path)
