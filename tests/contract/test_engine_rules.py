@@ -164,4 +164,4 @@ def test_a_second_loop_device(private_file: Path) -> None:
             assert page[:] == written
     finally:
         subprocess.run(["losetup", "--detach", first], check=True, timeout=30)
-        wait_until(lambda: first not in loop_devices(), seconds=10, what=f"the end of {first}")
+        wait_until(lambda: str(private_file) not in loop_devices().values(), seconds=10, what=f"the end of {first}")
