@@ -88,7 +88,7 @@ class Client:
         """WRITE; how the server says it has stored it."""
         self.xid += 1
         self.templates.fill_write(self.write_header, self.xid, page * PAGE_SIZE, len(data))
-        struct.pack_into(">I", self.write_header, self.templates.write_header_bytes - 8, stable)
+        struct.pack_into(">I", self.write_header, len(self.write_header) - 8, stable)
         _, _, committed = parse_write_result(*self.call(self.write_header + data))
         return Stable(committed)
 
