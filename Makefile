@@ -39,8 +39,11 @@ guest: setup
 	$(PY) -m tests.guest
 
 bench: setup
-	$(PY) bench/run.py
-	$(PY) bench/mount.py
+	@$(PY) -c 'import matplotlib' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check matplotlib==3.11.2
+	@mkdir -p build
+	$(PY) bench/run.py --json build/bench.json
+	$(PY) bench/plot.py build/bench.json build/bench.png
+	$(PY) bench/mount.py --json build/mount.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info fuseswap/*/*.so fuseswap/backends/nfs/_libnfs.*

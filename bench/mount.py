@@ -127,10 +127,9 @@ def main() -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     entries = summary(samples, setting)
+    print_table(entries)
     if options.json:
-        print(json.dumps(entries, indent=2))
-    else:
-        print_table(entries)
+        options.json.write_text(json.dumps(entries, indent=2))
     return 0
 
 
@@ -144,7 +143,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=256, metavar="MIB", help="of the file read and written")
     parser.add_argument("--files", type=int, default=5000, help="in the tree")
     parser.add_argument("--directory", default="/var/tmp", help="on the file system that is to be exported")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
-"""Draws what `bench/run.py --json` measured: bench/run.py --json > r.json; bench/plot.py r.json r.png
+"""Draws what `bench/run.py --json r.json` measured: bench/plot.py r.json r.png
 
 Left, each pattern's throughput as a ratio to the limit of the same round; right, the swap workload in MB/s.
-Needs matplotlib, which nothing else here does: pip install matplotlib.
+Needs matplotlib, which nothing else here does; `make bench` installs it.
 """
 
 import json

@@ -60,10 +60,9 @@ def main() -> int:
     except HostError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    print_tables(results)
     if options.json:
-        print(json.dumps(results, indent=2))
-    else:
-        print_tables(results)
+        options.json.write_text(json.dumps(results, indent=2))
     return 0
 
 
@@ -80,7 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--hog", type=int, default=560, metavar="MIB")
     parser.add_argument("--limit", type=int, default=128, metavar="MIB", help="the hog's memory cgroup")
     parser.add_argument("--touches", type=int, default=20_000, help="pages that the hog reads at random")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     return parser.parse_args()
 
 

@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,10 +18,14 @@ SIZE_BYTES = 4 << 20
 
 
 def bench(*arguments: str) -> dict[str, list[dict[str, object]]]:
-    command = [sys.executable, str(ROOT / "bench/run.py"), "--rounds", "1", "--seconds", "0.2", "--json"]
-    done = subprocess.run([*command, *arguments], check=False, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    result: dict[str, list[dict[str, object]]] = json.loads(done.stdout)
+    command = [sys.executable, str(ROOT / "bench/run.py"), "--rounds", "1", "--seconds", "0.2"]
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        command += ["--json", file.name, *arguments]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        result: dict[str, list[dict[str, object]]] = json.load(file)
+    for entries in result.values():
+        assert all(str(entry["side"]) in done.stdout for entry in entries)
     return result
 
 

@@ -9,10 +9,10 @@ ROOT = Path(__file__).parents[2]
 WORKLOADS = ("write 1 MiB", "read 1 MiB", "write 4 KiB", "untar", "find", "git status")
 
 
-def test_each_workload_is_measured_beside_the_limit_and_a_peer() -> None:
-    command = [sys.executable, str(ROOT / "bench/mount.py"), "--rounds", "1", "--size", "8", "--files", "50", "--json"]
+def test_each_workload_is_measured_beside_the_limit_and_a_peer(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "bench/mount.py"), "--rounds", "1", "--size", "8", "--files", "50"]
     done = subprocess.run(
-        [*command, "--sides", "limit", "fuseswap", "passthrough"],
+        [*command, "--sides", "limit", "fuseswap", "passthrough", "--json", str(tmp_path / "figures")],
         check=False,
         capture_output=True,
         text=True,
@@ -20,7 +20,7 @@ def test_each_workload_is_measured_beside_the_limit_and_a_peer() -> None:
     )
     assert done.returncode == 0, done.stderr
 
-    entries = json.loads(done.stdout)
+    entries = json.loads((tmp_path / "figures").read_text())
     assert all(entry["seconds"] > 0 and entry["ratio"] > 0 for entry in entries)
     assert [entry["workload"] for entry in entries if entry["side"] == "fuseswap"] == list(WORKLOADS)
     assert [entry["workload"] for entry in entries if entry["side"] == "limit"] == ["write 1 MiB", "read 1 MiB"]
