@@ -12,7 +12,7 @@ from typing import Final
 
 from attrs import evolve
 
-from fuseswap.engine import hardening, libc, watermarks
+from fuseswap.engine import hardening, libc, sysctls
 from fuseswap.engine.engine import Engine, Target
 from fuseswap.engine.memory_target import MemoryTransport
 from fuseswap.engine.private_file import PrivateFile, UnsupportedKernel
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     """
     directory, reserve_bytes, ready = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    with watermarks.steady() as steady:
+    with sysctls.steady() as steady:
         return _run(directory, reserve_bytes, ready, steady)
 
 
@@ -51,7 +51,8 @@ def _run(directory: Path, reserve_bytes: int, ready: int, steady: bool) -> int:
     try:
         counters = _open_counters(directory / "counters")
         if not steady:
-            text = "vm.watermark_boost_factor and min_free_kbytes cannot be set: without memory this machine may hang"
+            names = ", ".join(f"vm.{setting.path.name}" for setting in sysctls.SETTINGS if not setting.suits())
+            text = f"{names} cannot be set: without memory this machine may hang"
             counters.log(Level.WARNING, time.time_ns(), text)
         engine = _start(directory, reserve_bytes, counters)
     except (StartError, UnsupportedKernel) as error:

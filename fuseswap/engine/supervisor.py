@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from fuseswap.engine import hardening, libc, watermarks
+from fuseswap.engine import hardening, libc, sysctls
 from fuseswap.host import fusectl, rundir
 from fuseswap.host.bounded import HostError
 from fuseswap.host.mounts import mount_at, unmount
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     name = directory.name
     libc.set_title("fuseswap-superv", f"fuseswap-supervisor {name}")
     # The engine does so itself; here for one that is killed.
-    with watermarks.steady():
+    with sysctls.steady():
         return _run(directory, reserve_bytes, ready, {"name": name, "activation": activation})
 
 

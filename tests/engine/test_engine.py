@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseswap.engine import watermarks
+from fuseswap.engine import sysctls
 from fuseswap.engine.launch import EngineError, launch
 from fuseswap.host.bounded import HostError, run
 from fuseswap.host.ganesha import Export, GaneshaServer
@@ -230,11 +230,12 @@ def test_its_directory_is_root_s_alone(memory: Running) -> None:
         assert os.getsid(pid) != os.getsid(0)
 
 
-def test_engine_and_supervisor_both_hold_the_watermarks_steady(memory: Running) -> None:
+def test_engine_and_supervisor_both_hold_the_sysctls(memory: Running) -> None:
     """Each would put them back for the other."""
     for pid in (memory.engine_pid, memory.supervisor_pid):
         held = [descriptor.readlink() for descriptor in Path(f"/proc/{pid}/fd").iterdir()]
-        assert watermarks.LOCK in held
+        assert sysctls.LOCK in held
+    assert all(setting.suits() for setting in sysctls.SETTINGS)
 
 
 # --- the end ---

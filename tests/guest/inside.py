@@ -21,7 +21,7 @@ from typing import Any
 
 from attrs import define, field
 
-from fuseswap.engine import libc, watermarks
+from fuseswap.engine import libc, sysctls
 from fuseswap.host import hog
 from fuseswap.swap.counters import COUNTERS_BYTES, Counters
 from fuseswap.swap.units import RUN_DIRECTORY
@@ -183,7 +183,7 @@ def _memory() -> dict[str, int]:
 
 
 def _boost_factor() -> int:
-    return watermarks.SETTINGS[0].value()
+    return sysctls.SETTINGS[0].value()
 
 
 def _fields(text: str) -> dict[str, int]:

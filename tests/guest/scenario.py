@@ -15,7 +15,7 @@ SAFEGUARDS: Final = (
     "realtime",
     "io-flusher",
     "oom-score",
-    "watermarks",
+    "sysctls",
     "small-buffers",
     "heap",
 )

@@ -19,7 +19,7 @@ def _refuse(*_arguments: object) -> None:
 
 
 def _take_away(safeguard: str) -> None:
-    from fuseswap.engine import hardening, libc, sockets, watermarks
+    from fuseswap.engine import hardening, libc, sockets, sysctls
 
     match safeguard:
         case "mlockall":
@@ -32,8 +32,8 @@ def _take_away(safeguard: str) -> None:
             hardening.protect_from_oom = lambda: False
         case "heap":
             hardening.touch_heap = hardening.touch_stack = lambda _size_bytes: None
-        case "watermarks":
-            watermarks.steady = lambda: contextlib.nullcontext(False)
+        case "sysctls":
+            sysctls.steady = lambda: contextlib.nullcontext(False)
         case "small-buffers":
             make_socket = sockets.make_socket
 

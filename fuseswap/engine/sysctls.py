@@ -1,4 +1,4 @@
-"""The zones' watermarks as the path of a page needs them, as long as an engine serves.
+"""Settings of the machine's memory as the path of a page needs them, as long as an engine serves.
 
 *vm.watermark_boost_factor 0.* When the kernel has to mix page types in one block it raises a zone's watermarks, min
 included, for kswapd to work up to (boost_watermark). On a machine without free memory they then stand above all that
@@ -8,6 +8,9 @@ its own requests can free, and kswapd waits for the loop worker.
 *vm.min_free_kbytes, at least 16 MiB, or a 16th of a smaller machine.* Its default on 256 MiB is 1.7 MiB. Others than
 the engine allocate for its pages, too: the network card's driver, which refills its receive ring with GFP_ATOMIC, and
 where that fails by a worker that waits in reclaim for the very loop device whose answers it should receive.
+
+*vm.compact_unevictable_allowed 0.* Locked memory stays in memory, not in its place: compaction moves it, and whoever
+touches a page meanwhile takes a page fault and waits until it has arrived.
 
 The settings are the whole machine's. Each engine and each supervisor holds a shared flock(2) on a file of root's (the
 sysctls' own can be opened, and locked, by anybody), which the kernel drops with the process, however that ends. Who
@@ -27,7 +30,7 @@ from attrs import frozen
 
 MIN_FREE_KIB: Final = 16 << 10
 RAM_SHARE: Final = 16
-LOCK: Final = Path("/run/fuseswap-watermarks.lock")
+LOCK: Final = Path("/run/fuseswap-sysctls.lock")
 _SAVED: Final = Path("/run")
 
 
@@ -76,12 +79,13 @@ def _enough_free(before: int) -> int:
 SETTINGS: tuple[Setting, ...] = (
     Setting(Path("/proc/sys/vm/watermark_boost_factor"), lambda _before: 0),
     Setting(Path("/proc/sys/vm/min_free_kbytes"), _enough_free),
+    Setting(Path("/proc/sys/vm/compact_unevictable_allowed"), lambda _before: 0),
 )
 
 
 @contextmanager
 def steady() -> Iterator[bool]:
-    """Whether the watermarks are as they should be meanwhile. Without privilege they stay as they were."""
+    """Whether all are as they should be meanwhile. Without privilege they stay as they were."""
     try:
         descriptor = os.open(LOCK, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
