@@ -119,7 +119,7 @@ class ActiveFiles:
     ) -> None:
         """swap_activate. OSError with the errno of the refusal.
 
-        `path` is the file's below the mount point; `drained` returns when no ordinary write is on its way.
+        `path` is the file's below the mount point; `drained` returns when every ordinary write is on stable storage.
         """
         state = self._next(self.state_of(handle), Event.ACTIVATE)
         if _is_served(handle):
@@ -128,7 +128,6 @@ class ActiveFiles:
         try:
             # From here on no new write begins (the table refuses it); those under way land first.
             await drained()
-            await self._backend.commit(handle, ROOT)
             await self._grant(handle, guarded, request, path)
         except BaseException:
             del self._files[handle]

@@ -89,6 +89,7 @@ class FileOperations(Serving):
         if (
             file is not None
             and not file.direct
+            and file.wb_err == file.node.wb_err.count
             and self.active.state_of(file.node.handle) is FileState.ORDINARY
             and self.gathering.append(file.node.handle, off, buf, file.caller)
         ):
@@ -101,10 +102,12 @@ class FileOperations(Serving):
         node = file.node
         with self.changing(node):
             self.active.check(Operation.WRITE, node.handle)
+            file.check_and_advance_wb_err()
             await before_write(self.backend, node, file.caller)
             await self.gathering.write(node, off, buf, file.caller)
             if file.direct:
-                await self.gathering.settle(node.handle)
+                await self.gathering.drain(node.handle)
+                file.check_and_advance_wb_err()
         return len(buf)
 
     @answers_errno
@@ -113,19 +116,17 @@ class FileOperations(Serving):
         if not file.writable:
             return
         try:
-            await self._commit(file)
+            await self._flush(file)
         except trio.Cancelled:
             # Who closes is dead; the data is to get there nevertheless.
-            self.in_background("flush", lambda: self._commit(file))
-            raise
-        except OSError as error:
-            # Descriptors of a child that calls exec(2) or ends close unheard; its parent's fsync must not succeed.
-            self.gathering.keep_error(file.node, error)
+            self.in_background("flush", lambda: self._flush(file))
             raise
 
     @answers_errno
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        await self._commit(self.files[fh])
+        file = self.files[fh]
+        await self.gathering.commit(file.node, file.caller)
+        file.check_and_advance_wb_err()
 
     @answers_errno
     async def release(self, fh: FileHandleT) -> None:
@@ -133,7 +134,8 @@ class FileOperations(Serving):
         node = file.node
         self.inodes.closed(node)
         if node.opened == 0:
-            self.gathering.forget_error(node.handle)
+            # Nobody is left who wrote it, and close has told.
+            node.wb_err.advance()
         if node.opened == 0 and node.hidden is not None:
             await remove_hidden(self.backend, node, file.caller)
         self.inodes.release(node)
@@ -160,8 +162,10 @@ class FileOperations(Serving):
                 with contextlib.suppress(OSError):
                     await self.seen(node.handle, await self.refresh(node))
 
-    async def _commit(self, file: OpenFile) -> None:
-        await self.gathering.commit(file.node.handle, file.caller)
+    async def _flush(self, file: OpenFile) -> None:
+        await self.gathering.commit(file.node, file.caller)
+        # Descriptors of a child that calls exec(2) or ends close unheard; its parent's fsync must not succeed.
+        file.check_wb_err()
 
     async def _truncate(self, node: Node, caller: Caller) -> None:
         with self.changing(node):
@@ -172,7 +176,7 @@ class FileOperations(Serving):
     def _opened(self, node: Node, caller: Caller, flags: int, pid: int) -> pyfuse3.FileInfo:
         fh = FileHandleT(next(self.numbers))
         writable, direct = flags & os.O_ACCMODE != os.O_RDONLY, bool(flags & os.O_DIRECT)
-        self.files[fh] = OpenFile(node, caller, writable, direct, pid)
+        self.files[fh] = OpenFile(node, caller, writable, direct, pid, node.wb_err.sample())
         self.inodes.opened(node)
         if self.active.state_of(node.handle) is not FileState.ORDINARY:
             # No page cache stands beside the pages of swap, and no shared mapping can be made.

@@ -1,8 +1,8 @@
 """Writes answered before the server has them: small ones gather into large ones, large ones overlap.
 
 What write(2) promises is that later readers of this mount see the bytes. So whoever reads the file, asks for its
-attributes or changes them waits for its writes first (`drain`, `settle`), and so does whoever was promised stable
-storage: fsync and close (`commit`). A write that fails is told to the file's next write, fsync or close, as nfs(5)
+attributes or changes them waits for its writes first (`drain`), and so does whoever was promised stable storage:
+fsync and close (`commit`). A write that fails is told to the next write, fsync or close of each open file, as nfs(5)
 has it; close leaves it to be told by the others, too. Nothing is held back for longer than LINGER_SECONDS.
 """
 
@@ -59,7 +59,6 @@ class _File:
     sent: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
     writers: int = 0
     """Calls of `write` under way."""
-    error: OSError | None = None
 
 
 class Gathering:
@@ -78,14 +77,14 @@ class Gathering:
         return frozenset(self._files)
 
     def has(self, handle: Handle) -> bool:
-        """Whether the file has such writes. One that failed, and whose error nobody has asked for yet, is none."""
+        """Whether the file has such writes."""
         file = self._files.get(handle)
         return file is not None and (file.gathered is not None or bool(file.sending))
 
     def append(self, handle: Handle, offset: int, data: bytes, caller: Caller) -> bool:
         """Take a small write that goes on where the last one ended. False if `write` has to take it."""
         file = self._files.get(handle)
-        if file is None or file.gathered is None or file.error is not None:
+        if file is None or file.gathered is None:
             return False
         piece = file.gathered
         full = len(piece.data) + len(data) >= self._backend.write_bytes_max
@@ -95,11 +94,10 @@ class Gathering:
         return True
 
     async def write(self, node: Node, offset: int, data: bytes, caller: Caller) -> None:
-        """Take a write. OSError of an earlier one of the file that failed."""
+        """Take a write. If it fails later, `node.wb_err` has it."""
         file = self._files.setdefault(node.handle, _File(node))
         file.writers += 1
         try:
-            _raise_error(file)
             await self._take(file, offset, data, caller)
             while len(file.sending) > _SENDING_MAX or _bytes(file) > SENDING_BYTES_MAX:
                 await file.sent.park()
@@ -123,19 +121,9 @@ class Gathering:
             await file.sent.park()
         return None if last is None or file.sending else last.after
 
-    async def settle(self, handle: Handle) -> None:
-        """As `drain`. OSError of a write that failed."""
-        file = self._files.get(handle)
-        if file is None:
-            return
-        await self.drain(handle)
-        try:
-            _raise_error(file)
-        finally:
-            self._drop_if_idle(file)
-
-    async def commit(self, handle: Handle, caller: Caller) -> None:
-        """All that was written before this call is on stable storage when it returns. OSError if something is not."""
+    async def commit(self, node: Node, caller: Caller) -> None:
+        """All that was written before this call is on stable storage when it returns, or `node.wb_err` says no."""
+        handle = node.handle
         file = self._files.get(handle)
         if file is not None:
             # A lone WRITE that is stable by itself is one round trip less than an unstable one and COMMIT. It must
@@ -143,21 +131,14 @@ class Gathering:
             self._send_gathered(file, stable=not file.sending and handle not in self._unstable)
         # Those that others send from here on may still be on their way when COMMIT is answered.
         last = self._unstable.get(handle)
-        await self.settle(handle)
-        await self._backend.commit(handle, caller)
+        await self.drain(handle)
+        try:
+            await self._backend.commit(handle, caller)
+        except OSError as error:
+            node.wb_err.set(error)
+            return
         if self._unstable.get(handle) == last:
             self._unstable.pop(handle, None)
-
-    def keep_error(self, node: Node, error: OSError) -> None:
-        """Tell `error` again."""
-        self._files.setdefault(node.handle, _File(node)).error = error
-
-    def forget_error(self, handle: Handle) -> None:
-        """Nobody is left to be told of writes that failed."""
-        file = self._files.get(handle)
-        if file is not None:
-            file.error = None
-            self._drop_if_idle(file)
 
     async def drain_all(self) -> None:
         """As `drain`, for every file."""
@@ -204,11 +185,11 @@ class Gathering:
                 file.node.attributes = piece.after = written.after
             file.node.wrote(written)
         except OSError as error:
-            file.error = error
+            file.node.wb_err.set(error)
             file.node.wrote(Written(None, None))
         except Exception:
             log.exception("write failed")
-            file.error = OSError(errno.EIO, "write failed")
+            file.node.wb_err.set(OSError(errno.EIO, "write failed"))
             file.node.wrote(Written(None, None))
         finally:
             file.sending.discard(piece)
@@ -216,16 +197,10 @@ class Gathering:
             self._drop_if_idle(file)
 
     def _drop_if_idle(self, file: _File) -> None:
-        busy = file.gathered is not None or file.sending or file.writers or file.error is not None
+        busy = file.gathered is not None or file.sending or file.writers
         if not busy and self._files.get(file.node.handle) is file:
             del self._files[file.node.handle]
 
 
 def _bytes(file: _File) -> int:
     return sum(len(piece.data) for piece in file.sending)
-
-
-def _raise_error(file: _File) -> None:
-    error, file.error = file.error, None
-    if error is not None:
-        raise error

@@ -12,6 +12,7 @@ from typing import Final
 from attrs import define, field
 
 from fuseswap.backends.protocol import Attributes, FileType, Handle, Version, Written
+from fuseswap.filesystem.errseq import ErrorSequence
 
 ROOT_ID: Final = 1
 
@@ -47,6 +48,8 @@ class Node:
     """Directory and name under which a removed file lives on while it is open."""
     cached: Version | None = None
     """The state of the file that the kernel's page cache shows; None before it was opened."""
+    wb_err: ErrorSequence = field(factory=ErrorSequence)
+    """Its writes that failed after they were answered."""
 
     def wrote(self, written: Written) -> None:
         """A write of ours, which the kernel's pages have already. What others changed before it they have not."""

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import pyfuse3
 import trio
-from attrs import define, frozen
+from attrs import define
 from pyfuse3 import InodeT
 
 from fuseswap.backends.protocol import Attributes, Backend, Caller, Handle, Statistics
@@ -34,7 +34,7 @@ PATIENCE_SECONDS: Final = 1.0
 with the server gone, umount(8) and the way to swapping off must stay open."""
 
 
-@frozen
+@define(eq=False)
 class OpenFile:
     """One open(2). Its reads and writes use the permissions of who opened it."""
 
@@ -45,6 +45,17 @@ class OpenFile:
     """O_DIRECT: the server has each write before it is answered."""
     pid: int
     """The thread that opened it. FUSE names it with every request, but pyfuse3 not with those of open files."""
+    wb_err: int
+    """How many of the node's failures it knows."""
+
+    def check_wb_err(self) -> None:
+        """OSError of a write that failed unknown to this open file, which is told again."""
+        self.node.wb_err.check(self.wb_err)
+
+    def check_and_advance_wb_err(self) -> None:
+        """As `check_wb_err`, but told once (file_check_and_advance_wb_err, mm/filemap.c)."""
+        known, self.wb_err = self.wb_err, self.node.wb_err.advance()
+        self.node.wb_err.check(known)
 
 
 @define(eq=False)
@@ -161,11 +172,17 @@ class Serving(pyfuse3.Operations):
             self._changed.unpark_all()
 
     async def drained(self, node: Node) -> None:
-        """Wait for the end of every change under way that may concern `node`. OSError of a write that failed."""
+        """Every change under way that may concern `node` has ended, and what was written is on stable storage.
+
+        OSError of a write that failed, if nobody was told of it yet; who has the file open is told nevertheless.
+        """
         before = {change for change in self._changes if change.node in (node, None)}
         while before & self._changes:
             await self._changed.park()
-        await self.gathering.settle(node.handle)
+        await self.gathering.commit(node, ROOT)
+        known = node.wb_err.sample()
+        node.wb_err.advance()
+        node.wb_err.check(known)
 
     def in_background(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
         """Do something that no request waits for; its failure is logged."""

@@ -430,6 +430,19 @@ def test_a_failed_commit_is_said_once(run: Run, proxy: Proxy) -> None:
     run(test)
 
 
+def test_a_truncation_leaves_the_error_of_an_early_commit(run: Run, proxy: Proxy) -> None:
+    async def test(backend: NfsBackend) -> None:
+        handle, _ = await backend.create(backend.root, b"f", 0o644, False, ROOT)
+        await backend.write(handle, 0, b"x" * 10_000, False, ROOT)
+        proxy.on_reply = once(status(28), procedures=[COMMIT])
+        await backend.settle()
+        assert (await backend.setattr(handle, SetAttributes(size=0), ROOT)).size == 0
+        with pytest.raises(OSError, match="nfsstat3 28"):
+            await backend.commit(handle, ROOT)
+
+    run(test)
+
+
 def test_short_writes_are_continued(run: Run, proxy: Proxy) -> None:
     def shorten(record: Record, rng: random.Random) -> Iterable[Send | Cut]:
         data = record.data

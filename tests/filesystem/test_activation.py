@@ -65,6 +65,21 @@ def test_activation_tells_where_the_pages_are(file: Path, nfs_server: GaneshaSer
     assert min(target["read_bytes_max"], target["write_bytes_max"]) >= PAGE_SIZE
 
 
+def test_an_activation_takes_no_error_from_an_open_file(mount: Mount) -> None:
+    point = mount("mem:2M").point
+    write_swap_file(point / "file")
+    with fails(errno.ENOSPC):
+        (point / "full").write_bytes(bytes(4 << 20))
+    with (point / "file").open("r+b", buffering=0) as stream:
+        os.pwrite(stream.fileno(), bytes(65536), PAGES * PAGE_SIZE)
+        with fails(errno.ENOSPC):
+            activate(point / "file")
+        with fails(errno.ENOSPC):
+            os.fsync(stream.fileno())
+        with fails(errno.EINVAL):  # memory has no swap_rw
+            activate(point / "file")
+
+
 def test_the_mark_comes_and_goes(file: Path, nfs_dir: Path) -> None:
     behind = nfs_dir / "swapfile"
     content = behind.read_bytes()

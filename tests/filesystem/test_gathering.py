@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fuseswap.host.ganesha import GaneshaServer
+from tests.filesystem.calls import outcome
 from tests.filesystem.conftest import Mount
 from tests.kit.wait import wait_until
 
@@ -70,6 +71,38 @@ def test_a_failed_write_is_not_told_to_a_child_only(mount: Mount) -> None:
             os.close(os.dup(file.fileno()))
         with pytest.raises(OSError):
             os.fsync(file.fileno())
+
+
+def test_a_failed_write_is_told_once_to_each_open_file(mount: Mount) -> None:
+    """As errseq_t has it (lib/errseq.c)."""
+    point = mount("mem:2M").point
+    with pytest.raises(OSError):
+        (point / "full").write_bytes(bytes(4 << 20))
+    (point / "file").touch()
+
+    def opened(flags: int = os.O_RDWR) -> int:
+        return os.open(point / "file", flags)
+
+    writer, other, reader, closed = opened(), opened(), opened(os.O_RDONLY), opened()
+    os.write(writer, b"x" * 65536)
+    with pytest.raises(OSError):
+        os.close(closed)
+    untold = opened()
+    assert outcome(os.fsync, writer) == errno.ENOSPC
+    later = opened()
+    os.truncate(point / "file", 10)
+    assert [outcome(os.fsync, fd) for fd in (other, reader, untold)] == [errno.ENOSPC] * 3
+    for fd in (writer, other, reader, untold, later):
+        os.fsync(fd)
+        os.close(fd)
+
+    # Who closed was told, and whoever opens the file afterwards has nothing in it.
+    writer = opened()
+    os.write(writer, b"x" * 65536)
+    assert outcome(os.close, writer) == errno.ENOSPC
+    again = opened()
+    os.fsync(again)
+    os.close(again)
 
 
 def test_what_pyfuse3_does_not_know(mount: Mount, nfs_server: GaneshaServer, nfs_dir: Path) -> None:

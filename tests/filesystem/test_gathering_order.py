@@ -1,5 +1,6 @@
 """Order and promises of gathered writes, on a backend that answers when the test says so."""
 
+import errno
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -34,7 +35,7 @@ class HeldBackend(MemoryBackend):
         if event is not None:
             await event.wait()
         if self.fails:
-            raise OSError(28, "full")
+            raise OSError(errno.ENOSPC, "full")
         return await super().write(handle, offset, data, stable, caller)
 
 
@@ -60,7 +61,7 @@ def test_what_gathers_does_not_grow_over_an_older_write_on_its_way() -> None:
             nursery.start_soon(gathering.write, node, PAGE, b"n" * PAGE, ROOT)
             await trio.testing.wait_all_tasks_blocked()
             letting_go.set()
-        await gathering.commit(node.handle, ROOT)
+        await gathering.commit(node, ROOT)
         assert await backend.read(node.handle, 0, 3 * PAGE, ROOT) == b"n" * 2 * PAGE
 
     run(test)
@@ -71,7 +72,7 @@ def test_a_stable_write_does_not_overtake_what_came_during_the_commit_before() -
         first, second = backend.hold(0), backend.hold(backend.write_bytes_max)
         await gathering.write(node, 0, bytes(backend.write_bytes_max), ROOT)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(gathering.commit, node.handle, ROOT)
+            nursery.start_soon(gathering.commit, node, ROOT)
             await trio.testing.wait_all_tasks_blocked()
             await gathering.write(node, backend.write_bytes_max, bytes(backend.write_bytes_max), ROOT)
             await trio.testing.wait_all_tasks_blocked()
@@ -79,10 +80,10 @@ def test_a_stable_write_does_not_overtake_what_came_during_the_commit_before() -
         second.set()
         await gathering.drain(node.handle)
         await gathering.write(node, 0, b"x", ROOT)
-        await gathering.commit(node.handle, ROOT)
+        await gathering.commit(node, ROOT)
         assert backend.stable == [False, False, False]
         await gathering.write(node, 0, b"x", ROOT)
-        await gathering.commit(node.handle, ROOT)
+        await gathering.commit(node, ROOT)
         assert backend.stable[-1]
 
     run(test)
@@ -96,12 +97,7 @@ def test_an_error_that_waits_to_be_told_is_no_write() -> None:
         await gathering.drain(node.handle)
         assert not gathering.has(node.handle)
         backend.fails = False
-        try:
-            await gathering.commit(node.handle, ROOT)
-        except OSError as error:
-            assert error.errno == 28
-        else:
-            raise AssertionError("not told")
-        await gathering.commit(node.handle, ROOT)
+        await gathering.commit(node, ROOT)
+        assert (node.wb_err.count, node.wb_err.errno) == (1, errno.ENOSPC)
 
     run(test)

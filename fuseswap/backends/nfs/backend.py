@@ -111,7 +111,7 @@ class NfsBackend:
             if changes.size > self._limits.file_bytes_max:
                 raise OSError(errno.EFBIG, "beyond the server's maxfilesize")
             # Else a write repeated after a server's crash could bring back what is cut off here.
-            await self._unstable.commit(handle)
+            await self._unstable.settle(handle)
         attributes = await self._call(codec.setattr_call(handle, changes), caller)
         return attributes or await self.getattr(handle, caller)
 

@@ -106,10 +106,16 @@ class UnstableWrites:
             self._drop_if_idle(handle, file)
             raise error
 
-    async def settle_all(self) -> None:
-        """Commit every file; errors wait for the `commit` of theirs."""
-        for handle, file in list(self._files.items()):
+    async def settle(self, handle: Handle) -> None:
+        """As `commit`, but an error waits for it."""
+        file = self._files.get(handle)
+        if file is not None:
             await self._settle(handle, file)
+
+    async def settle_all(self) -> None:
+        """`settle` every file."""
+        for handle in list(self._files):
+            await self.settle(handle)
 
     async def _make_room(self, bytes_wanted: int) -> None:
         # One at a time: those who waited find what the first has committed.
