@@ -13,9 +13,11 @@ from urllib.parse import unquote, urlsplit
 from fuseswap.host import rundir
 from fuseswap.host.bounded import call
 from fuseswap.host.loop import loop_devices
-from fuseswap.host.mounts import ENGINE_TYPE, FILESYSTEM_TYPE, Mount, mount_of, mounts
+from fuseswap.host.mounts import ENGINE_TYPE, FILESYSTEM_TYPE, Mount, mount_of, mounts, path_below
 
 _IN_MEMORY = ("tmpfs", "ramfs")
+_MAY_HANG = ("fuse", "nfs")
+"""How the names of types begin whose files somebody else answers for."""
 
 
 def fuseswap_below(path: str, *, seconds: float) -> str | None:
@@ -30,11 +32,12 @@ def fuseswap_below(path: str, *, seconds: float) -> str | None:
 
 def _look(path: str) -> list[str] | None:
     real, table = os.path.realpath(path), mounts()
+    status = None
     with contextlib.suppress(OSError):
         status = Path(real).stat()
         if stat.S_ISBLK(status.st_mode):
             return _device_chain(_block_devices(status.st_rdev), table, _engine_devices())
-    return _served_directory(real, table) or _chain(real, table, _engine_devices())
+    return _shown_directory(real, status, table) or _chain(real, table, _engine_devices())
 
 
 def _chain(path: str, table: tuple[Mount, ...], engines: dict[str, str]) -> list[str] | None:
@@ -62,14 +65,55 @@ def _device_chain(devices: set[str], table: tuple[Mount, ...], engines: dict[str
     return None
 
 
-def _served_directory(path: str, table: tuple[Mount, ...]) -> list[str] | None:
-    """Whether a directory that a fuseswap mount shows holds `path`."""
+def _shown_directory(path: str, status: os.stat_result | None, table: tuple[Mount, ...]) -> list[str] | None:
+    """Whether a directory that a fuseswap mount shows holds the file `path`, under whatever name."""
+    device, place = _place(path, table)
     for mount in table:
         if mount.type == FILESYSTEM_TYPE and mount.source.startswith("file:"):
-            directory = os.path.realpath(unquote(urlsplit(mount.source).path, errors="surrogateescape"))
-            if PurePath(path).is_relative_to(directory):
-                return [f"in {directory}, which the fuseswap mount {mount.mountpoint} shows"]
+            directory = _directory_of(mount, table)
+            mounted = (other.mountpoint for other in table if PurePath(other.mountpoint).is_relative_to(directory))
+            for top in (directory, *mounted):
+                shown_device, shown = _place(top, table)
+                if shown_device == device and (place.is_relative_to(shown) or _has_link(top, status, table)):
+                    return [f"in {directory}, which the fuseswap mount {mount.mountpoint} shows"]
     return None
+
+
+def _place(path: str, table: tuple[Mount, ...]) -> tuple[tuple[int, int], PurePath]:
+    """The device of the file system to which a path leads, and its path in there: the same by whatever mount."""
+    mount = mount_of(path, table)
+    if mount is None:
+        return (0, 0), PurePath(path)  # in a chroot
+    return (mount.major, mount.minor), PurePath(mount.root, path_below(path, mount))
+
+
+def _directory_of(mount: Mount, table: tuple[Mount, ...]) -> str:
+    """What a mount of a directory of this machine shows; links in its path are not followed where that may hang."""
+    path = unquote(urlsplit(mount.source).path, errors="surrogateescape")
+    return path if _may_hang(path, table) else os.path.realpath(path)
+
+
+def _has_link(directory: str, status: os.stat_result | None, table: tuple[Mount, ...]) -> bool:
+    """Whether the file has a further name below the directory, which is looked through without leaving its mount."""
+    if status is None or status.st_nlink == 1 or not stat.S_ISREG(status.st_mode) or _may_hang(directory, table):
+        return False
+    points = {mount.mountpoint for mount in table}
+    waiting = [directory]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.path in points:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif entry.inode() == status.st_ino and os.path.samestat(entry.stat(follow_symlinks=False), status):
+                    return True
+    return False
+
+
+def _may_hang(path: str, table: tuple[Mount, ...]) -> bool:
+    mount = mount_of(path, table)
+    return mount is not None and mount.type.startswith(_MAY_HANG)
 
 
 def _engine_devices() -> dict[str, str]:

@@ -168,8 +168,8 @@ CHECK_RECURSION: Final = Check(
     step="recursion",
     errno=EDEADLK,
     imposed_by="fuseswap",
-    why="A page that goes out would wait for a mount, or for memory, that waits for that page.",
-    text="would swap to itself: {what}",
+    why="A page that goes out could wait for a mount, or for memory, that waits for that page.",
+    text="as swap it could wait for itself: {what}",
     remedy="use a file that depends on nothing of fuseswap on this machine",
 )
 ACTIVATION_CHECKS: Final = (

@@ -62,7 +62,7 @@ def refused(*arguments: str | Path) -> str:
     """The one line of a command that refuses a recursion."""
     result = fuseswap(*arguments)
     assert result.code == 3, result
-    assert ": would swap to itself: it lies " in result.line
+    assert ": as swap it could wait for itself: it lies " in result.line
     assert "(EDEADLK); use a file that depends on nothing of fuseswap" in result.line
     return result.line
 
@@ -145,6 +145,29 @@ def test_a_mount_on_a_mount(outer: Path, disk_dir: Path) -> None:
     result = fuseswap("up", f"file://{file}")
     assert (result.code, file.stat().st_size) == (3, FILE_BYTES)
     assert "the kernel swaps to a local file without fuseswap" in result.line
+
+
+def test_other_names_of_what_a_mount_shows(disk_dir: Path) -> None:
+    """Bind mounts of the directory and of one in it, one of another directory into it, and hard links."""
+    behind, elsewhere = disk_dir / "behind", disk_dir / "elsewhere"
+    points = {point: disk_dir / f"bound-{point.name}" for point in (behind, behind / "inner")}
+    for directory in (behind / "inner", behind / "point", elsewhere, *points.values()):
+        directory.mkdir(parents=True)
+    points[elsewhere] = behind / "point"
+    for directory in (behind, behind / "inner", elsewhere):
+        swap_file(directory / "file")
+    (disk_dir / "link").hardlink_to(behind / "inner/file")
+    swap_file(disk_dir / "beside")
+    (disk_dir / "beside-too").hardlink_to(disk_dir / "beside")
+    with ExitStack() as stack:
+        point = stack.enter_context(fuseswap_mount(f"file://{behind}", disk_dir / "shows"))
+        for directory, bound in points.items():
+            run("mount", "--bind", directory, bound)
+            stack.callback(run, "umount", bound)
+        others = [bound / "file" for bound in points.values()]
+        for file in (*others, elsewhere / "file", disk_dir / "link"):
+            assert f"it lies in {behind}, which the fuseswap mount {point} shows" in refused("check", file)
+        assert fuseswap_below(str(disk_dir / "beside"), seconds=10) is None
 
 
 def test_a_file_system_on_an_engine(disk_dir: Path) -> None:

@@ -165,7 +165,7 @@ def test_what_stands_on_fuseswap_is_refused_whoever_does_the_io() -> None:
             "recursion",
             EDEADLK,
             True,
-            "would swap to itself: it lies there",
+            "as swap it could wait for itself: it lies there",
         )
         assert error.errno_name == "EDEADLK"
 
