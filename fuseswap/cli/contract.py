@@ -31,6 +31,11 @@ from fuseswap.swap.rules import (
 
 _TEXT_COLUMNS = 100
 
+_SHORT_COLUMNS = 30
+"""A longer cell is a sentence, which is hard to read in less."""
+
+_GAP = "  "
+
 _FRONT = """\
 # The swap-file contract
 
@@ -275,21 +280,57 @@ def _plain_text(sections: Sequence[Section]) -> str:
 
 
 def _print_rich(sections: Sequence[Section]) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table as RichTable
     from rich.text import Text
 
     console = Console()
     for section in sections:
         console.print(Text(f"\n{section.title}", style="bold"))
-        console.print(Text(section.text))
-        table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-        for title in section.body.titles:
-            table.add_column(title, overflow="fold")
-        for row in section.body.rows:
-            table.add_row(*(_coloured(cell) for cell in row))
-        console.print(table)
+        console.print(Text(f"{section.text}\n"))
+        widths = _widths(section.body)
+        long = sum(width > _SHORT_COLUMNS for width in widths)
+        cramped = sum(min(width, _SHORT_COLUMNS) for width in widths) + len(_GAP) * (len(widths) - 1) > console.width
+        if long > 1 and cramped:
+            _print_records(console, section.body, widths)
+        else:
+            console.print(_rich_table(section.body, widths))
+
+
+def _widths(table: Table) -> list[int]:
+    """Of the columns, with titles that may take several lines."""
+    words = [max(map(len, title.split())) for title in table.titles]
+    cells = [max(map(len, column)) for column in zip(*table.rows, strict=True)]
+    return [max(widths) for widths in zip(words, cells, strict=True)]
+
+
+def _rich_table(table: Table, widths: list[int]) -> Any:
+    from rich import box
+    from rich.table import Table as RichTable
+
+    result = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for title, width in zip(table.titles, widths, strict=True):
+        result.add_column(fill(title, width), no_wrap=width <= _SHORT_COLUMNS)
+    for row in table.rows:
+        result.add_row(*(_coloured(cell) for cell in row))
+    return result
+
+
+def _print_records(console: Any, table: Table, widths: list[int]) -> None:
+    """Where sentences would get columns of a few words: as many cells as fit in a line, the others under it."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    line: list[int] = []
+    for index in range(len(widths)):
+        if sum(widths[at] + len(_GAP) for at in line) + widths[index] <= console.width:
+            line.append(index)
+    console.print(_GAP.join(table.titles[index].ljust(widths[index]) for index in line), style="bold")
+    console.print("─" * console.width)
+    for row in table.rows:
+        console.print(Text(_GAP).join(_coloured(row[index].ljust(widths[index])) for index in line), style="bold")
+        for index, title in enumerate(table.titles):
+            if index not in line:
+                console.print(Padding(Text.assemble((f"{title}: ", "dim"), row[index]), (0, 0, 0, 4)))
 
 
 def _coloured(cell: str) -> Any:

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 from pathlib import Path
 
@@ -75,9 +76,24 @@ def test_columns_in_a_pipe_and_tables_on_a_terminal() -> None:
     assert "{count}" in on_terminal, "templates are not markup"
 
 
-def run_on_terminal(*arguments: str) -> str:
+def test_a_narrow_terminal_breaks_no_word() -> None:
+    """Sentences get lines of their own in the place of columns of a few words."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", run_on_terminal("contract", columns=80))
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert max(map(len, lines)) <= 80
+    words = set(text.split())
+    for check in ACTIVATION_CHECKS:
+        assert {check.step, *check.imposed_by.split()} <= words
+    for rule in RULES.values():
+        assert {*rule.operation.value.split(), *rule.imposed_by.split()} <= words
+    for patch in PATCHES:
+        assert f"{patch.number:<3}  {patch.subject}" in lines
+    assert "    why: A socket cannot be opened." in lines
+
+
+def run_on_terminal(*arguments: str, columns: int = 200) -> str:
     master, slave = pty.openpty()
-    environment = {**os.environ, "COLUMNS": "200", "TERM": "xterm"}
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
     with subprocess.Popen([*FUSESWAP, *arguments], stdin=slave, stdout=slave, stderr=slave, env=environment) as process:
         os.close(slave)
         output = b""
