@@ -76,8 +76,9 @@ def _create(file: str, size_bytes: int) -> bool:
     from fuseswap.cli.create import create_local
 
     if is_url(file):
+        directory, name = split_file_url(file)
         recursion.require_none(file)
-        return create_in_source(*split_file_url(file), size_bytes, file)
+        return create_in_source(directory, name, size_bytes, file)
     try:
         located = xattr.locate(file, seconds=_LOOK_SECONDS)
     except OSError as error:

@@ -5,6 +5,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 from fuseswap.cli.failure import Exit, Failure
 
 SCHEMES = ("nfs", "file", "mem")
+_FORMS = {"nfs": "nfs://HOST/EXPORT/PATH/FILE", "file": "file:///DIRECTORY/FILE"}
 
 
 def is_url(text: str) -> bool:
@@ -16,19 +17,20 @@ def is_url(text: str) -> bool:
 def split_file_url(url: str) -> tuple[str, str]:
     """`nfs://host/export/dir/file?o=1` as (`nfs://host/export/dir?o=1`, `file`).
 
-    Failure (usage) if it names no file.
+    Failure (usage) if it names no file, or one relative to a directory that only the caller knows.
     """
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
         raise Failure(f"{url}: {error}", Exit.USAGE) from None
-    if parts.scheme not in ("nfs", "file"):
-        raise Failure(f"{url}: expected nfs://HOST/EXPORT/PATH/FILE", Exit.USAGE)
+    form = _FORMS.get(parts.scheme, _FORMS["nfs"])
+    if parts.scheme not in _FORMS or (parts.scheme == "file" and not parts.path.startswith("/")):
+        raise Failure(f"{url}: expected {form}", Exit.USAGE)
     directory, _, name = parts.path.rpartition("/")
     name = unquote(name, errors="surrogateescape")
     if not name or name in (".", "..") or "/" in name or "\0" in name:
-        raise Failure(f"{url}: names no file: expected nfs://HOST/EXPORT/PATH/FILE", Exit.USAGE)
+        raise Failure(f"{url}: names no file: expected {form}", Exit.USAGE)
     if not directory and parts.scheme == "nfs":
         raise Failure(f"{url}: names an export but no file in it: add /FILE", Exit.USAGE)
     return urlunsplit(parts._replace(path=directory or "/")), name

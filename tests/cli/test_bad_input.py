@@ -83,6 +83,18 @@ def test_a_url_that_does_not_parse(url: str, says: str, capsys: pytest.CaptureFi
     assert says in errors
 
 
+@pytest.mark.parametrize("command", [("check",), ("create", "--size", "1M"), ("up",)])
+def test_a_relative_path_in_a_file_url(
+    command: tuple[str, ...], disk_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was taken for /full."""
+    swap_file(disk_dir / "full")
+    monkeypatch.chdir(disk_dir)
+    for url in ("file:full", "file:./full"):
+        assert main((*command, url)) == 2
+        assert capsys.readouterr() == ("", f"fuseswap: {url}: expected file:///DIRECTORY/FILE\n")
+
+
 # --- the way to the server ---
 
 
