@@ -18,7 +18,8 @@ class ErrorSequence:
     errno: int = 0
     """Of the latest."""
     seen: int = 0
-    """How many of them somebody was told of."""
+    """How many of them fsync has told somebody, or close the last who had the file open."""
+    told_by_close: int = 0
 
     def set(self, error: OSError) -> None:
         """One more."""

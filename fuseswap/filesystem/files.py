@@ -89,7 +89,7 @@ class FileOperations(Serving):
         if (
             file is not None
             and not file.direct
-            and file.wb_err == file.node.wb_err.count
+            and not file.has_untold_write_err()
             and self.active.state_of(file.node.handle) is FileState.ORDINARY
             and self.gathering.append(file.node.handle, off, buf, file.caller)
         ):
@@ -102,12 +102,11 @@ class FileOperations(Serving):
         node = file.node
         with self.changing(node):
             self.active.check(Operation.WRITE, node.handle)
-            file.check_and_advance_wb_err()
             await before_write(self.backend, node, file.caller)
             await self.gathering.write(node, off, buf, file.caller)
             if file.direct:
                 await self.gathering.drain(node.handle)
-                file.check_and_advance_wb_err()
+            file.tell_writer()
         return len(buf)
 
     @answers_errno
@@ -134,8 +133,8 @@ class FileOperations(Serving):
         node = file.node
         self.inodes.closed(node)
         if node.opened == 0:
-            # Nobody is left who wrote it, and close has told.
-            node.wb_err.advance()
+            # Nobody is left whom close has not told.
+            node.wb_err.seen = max(node.wb_err.seen, node.wb_err.told_by_close)
         if node.opened == 0 and node.hidden is not None:
             await remove_hidden(self.backend, node, file.caller)
         self.inodes.release(node)
@@ -165,7 +164,7 @@ class FileOperations(Serving):
     async def _flush(self, file: OpenFile) -> None:
         await self.gathering.commit(file.node, file.caller)
         # Descriptors of a child that calls exec(2) or ends close unheard; its parent's fsync must not succeed.
-        file.check_wb_err()
+        file.tell_closer()
 
     async def _truncate(self, node: Node, caller: Caller) -> None:
         with self.changing(node):
@@ -176,7 +175,7 @@ class FileOperations(Serving):
     def _opened(self, node: Node, caller: Caller, flags: int, pid: int) -> pyfuse3.FileInfo:
         fh = FileHandleT(next(self.numbers))
         writable, direct = flags & os.O_ACCMODE != os.O_RDONLY, bool(flags & os.O_DIRECT)
-        self.files[fh] = OpenFile(node, caller, writable, direct, pid, node.wb_err.sample())
+        self.files[fh] = OpenFile(node, caller, writable, direct, pid, node.wb_err.sample(), node.wb_err.sample())
         self.inodes.opened(node)
         if self.active.state_of(node.handle) is not FileState.ORDINARY:
             # No page cache stands beside the pages of swap, and no shared mapping can be made.

@@ -2,8 +2,8 @@
 
 What write(2) promises is that later readers of this mount see the bytes. So whoever reads the file, asks for its
 attributes or changes them waits for its writes first (`drain`), and so does whoever was promised stable storage:
-fsync and close (`commit`). A write that fails is told to the next write, fsync or close of each open file, as nfs(5)
-has it; close leaves it to be told by the others, too. Nothing is held back for longer than LINGER_SECONDS.
+fsync and close (`commit`). A write that fails is told by the next write of each open file, and by its next fsync or,
+until then, each close. Nothing is held back for longer than LINGER_SECONDS.
 """
 
 import errno

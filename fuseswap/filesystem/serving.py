@@ -46,14 +46,31 @@ class OpenFile:
     pid: int
     """The thread that opened it. FUSE names it with every request, but pyfuse3 not with those of open files."""
     wb_err: int
-    """How many of the node's failures it knows."""
+    """How many of the node's failures its fsync has told."""
+    write_err: int
+    """How many its writes have told."""
 
-    def check_wb_err(self) -> None:
-        """OSError of a write that failed unknown to this open file, which is told again."""
+    def has_untold_write_err(self) -> bool:
+        """Whether `tell_writer` has something to say."""
+        return max(self.write_err, self.wb_err) != self.node.wb_err.count
+
+    def tell_writer(self) -> None:
+        """OSError, once, of a write that failed; fsync and close tell it all the same.
+
+        The kernel makes several WRITEs of one write(2), and drops the error of one where those before it succeeded.
+        Its writeback of a mapping takes an error for the loss of those bytes: so tell after they have been stored.
+        """
+        known, self.write_err = max(self.write_err, self.wb_err), self.node.wb_err.count
+        self.node.wb_err.check(known)
+
+    def tell_closer(self) -> None:
+        """OSError of a write that failed, as long as no fsync has told it."""
+        if self.wb_err != self.node.wb_err.count:
+            self.node.wb_err.told_by_close = self.node.wb_err.count
         self.node.wb_err.check(self.wb_err)
 
     def check_and_advance_wb_err(self) -> None:
-        """As `check_wb_err`, but told once (file_check_and_advance_wb_err, mm/filemap.c)."""
+        """OSError, once, of a write that failed (file_check_and_advance_wb_err, mm/filemap.c)."""
         known, self.wb_err = self.wb_err, self.node.wb_err.advance()
         self.node.wb_err.check(known)
 

@@ -1,7 +1,9 @@
 """Writes that are answered before the server has them, and who sees them."""
 
+import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import subprocess
 from pathlib import Path
@@ -44,14 +46,55 @@ def test_writes_reach_the_server_without_a_close(nfs: Path, nfs_dir: Path) -> No
         wait_until(lambda: (nfs_dir / "file").read_bytes() == b"content", seconds=10, what="the bytes")
 
 
-def test_a_failed_write_is_told_once(mount: Mount) -> None:
+def test_a_failed_write_is_told_by_write_and_by_fsync(mount: Mount) -> None:
     point = mount("mem:2M").point
     with (point / "file").open("wb", buffering=0) as file:
         with pytest.raises(OSError) as caught:
             for _ in range(4096):
                 file.write(b"x" * 4096)
-            os.fsync(file.fileno())
         assert caught.value.errno == errno.ENOSPC
+        assert outcome(os.fsync, file.fileno()) == errno.ENOSPC
+        os.fsync(file.fileno())
+
+
+def test_a_failure_in_the_middle_of_a_large_write_is_told(mount: Mount) -> None:
+    """The kernel makes it a short write, and drops the error."""
+    point = full(mount("mem:8M").point)
+    fd = os.open(point / "file", os.O_RDWR | os.O_CREAT)
+    content = os.urandom(6 << 20)
+    assert 0 < os.write(fd, content) < len(content)
+    assert outcome(os.fsync, fd) == errno.ENOSPC
+    os.close(fd)
+
+
+def test_another_s_failure_takes_no_page_of_a_mapping(mount: Mount) -> None:
+    """The kernel drops what its writeback cannot bring to the file system."""
+    point = mount("mem:8M").point
+    (point / "file").write_bytes(bytes(mmap.PAGESIZE))
+    full(point)
+    with (point / "file").open("r+b") as file, mmap.mmap(file.fileno(), mmap.PAGESIZE) as mapping:
+        other = os.open(point / "file", os.O_RDWR)
+        os.pwrite(other, b"x" * (1 << 20), 1 << 20)
+        assert outcome(os.fsync, other) == errno.ENOSPC
+        (point / "full").unlink()
+        mapping[:4] = b"page"
+        with contextlib.suppress(OSError):
+            mapping.flush()
+        os.close(other)
+        with contextlib.suppress(OSError):
+            os.fsync(file.fileno())
+    direct = os.open(point / "file", os.O_RDONLY | os.O_DIRECT)
+    with mmap.mmap(-1, mmap.PAGESIZE) as buffer:
+        os.preadv(direct, [buffer], 0)
+        assert buffer[:4] == b"page"
+    os.close(direct)
+
+
+def full(point: Path) -> Path:
+    """A mount without room."""
+    with pytest.raises(OSError):
+        (point / "full").write_bytes(bytes(16 << 20))
+    return point
 
 
 def test_a_failed_write_is_not_told_to_a_child_only(mount: Mount) -> None:
