@@ -137,7 +137,7 @@ class Engine:
         self.initialized = False
         self._probes: dict[int, Request] = {}
         self._epoll = select.epoll(2)
-        self._epoll_server = select.epoll(1)  # while /dev/fuse, which is level-triggered, is not to be read
+        self._epoll_server = select.epoll(2)  # while /dev/fuse, which is level-triggered, is not to be read
         if self._target.fileno() >= 0:
             self._epoll.register(self._target.fileno(), EVENTS)
             self._epoll_server.register(self._target.fileno(), EVENTS)
@@ -169,6 +169,7 @@ class Engine:
     def attach(self) -> None:
         """Begin to listen to the kernel."""
         self._epoll.register(self._device, select.EPOLLIN)
+        self._epoll_server.register(self._device, 0)  # EPOLLERR alone: the end of the connection
 
     def initialize(self, limit_ns: int) -> bool:
         """Serve until FUSE_INIT is answered; False if that takes longer than `limit_ns`.
@@ -207,6 +208,8 @@ class Engine:
         for descriptor, flags in events:
             if descriptor == self._device:
                 self._readable = True
+                if flags & select.EPOLLERR:
+                    self._learn_end()
             else:
                 self._target.on_event(flags)
 
@@ -285,6 +288,14 @@ class Engine:
                     return
             else:
                 self._take_message(size)
+
+    def _learn_end(self) -> None:
+        """Why the connection has ended, also while there is no room to read into: such a read takes nothing."""
+        try:
+            _readv(self._device, self._iov)
+        except OSError as error:
+            if error.errno in _GONE:
+                self._gone = error.errno
 
     def _take_transfer(self, size: int) -> None:
         length: int

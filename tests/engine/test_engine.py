@@ -308,6 +308,23 @@ def test_the_supervisor_aborts_a_hang(nfs_server: GaneshaServer, nfs_dir: Path) 
         here.unmount()
 
 
+def test_an_abort_is_heard_while_the_reserve_is_used_up(nfs_server: GaneshaServer, nfs_dir: Path) -> None:
+    target = nfs_target(nfs_server, f"{nfs_dir.name}/swapfile", SIZE)
+    with (
+        Proxy(nfs_server.nfs_port) as proxy,
+        running(through(target, proxy.port), SIZE, reserve_bytes=4 * MIB) as here,
+    ):
+        here.attach()
+        proxy.refuse()
+        with in_background(fio_command(here.device, SIZE, *VERIFY, "--bsrange=1m-1m")) as writer:
+            wait_until(lambda: here.words[Word.RESERVE_FULL], seconds=10)
+            os.kill(here.supervisor_pid, signal.SIGUSR1)
+            assert writer.wait(10) != 0
+        wait_until(here.ended, seconds=5)
+        here.detach()
+        here.unmount()
+
+
 # --- a start that fails leaves nothing ---
 
 
