@@ -372,7 +372,7 @@ class Transport:
         words = self._words
         self._state = _UP
         self._writable = True
-        self._up_since_ns = time.monotonic_ns()
+        self._up_since_ns = self._now
         words[Word.CONNECTED] = 1
         words[Word.ADDRESS_INDEX] = self._address_index
         words[Word.DISCONNECTED_NS] = 0
