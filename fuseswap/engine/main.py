@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -43,16 +43,15 @@ def main(arguments: list[str]) -> int:
     """
     directory, reserve_bytes, ready = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    with sysctls.steady() as steady:
-        return _run(directory, reserve_bytes, ready, steady)
+    with sysctls.steady() as refused:
+        return _run(directory, reserve_bytes, ready, refused)
 
 
-def _run(directory: Path, reserve_bytes: int, ready: int, steady: bool) -> int:
+def _run(directory: Path, reserve_bytes: int, ready: int, refused: Sequence[sysctls.Setting]) -> int:
     try:
         counters = _open_counters(directory / "counters")
-        if not steady:
-            names = ", ".join(f"vm.{setting.path.name}" for setting in sysctls.SETTINGS if not setting.suits())
-            text = f"{names} cannot be set: without memory this machine may hang"
+        for setting in refused:
+            text = f"vm.{setting.path.name} cannot be set: {setting.otherwise}"
             counters.log(Level.WARNING, time.time_ns(), text)
         engine = _start(directory, reserve_bytes, counters)
     except (StartError, UnsupportedKernel) as error:

@@ -40,6 +40,8 @@ class Setting:
 
     path: Path
     wanted: Callable[[int], int]
+    otherwise: str
+    """What may happen where it cannot be set."""
 
     def value(self) -> int:
         return int(self.path.read_text())
@@ -76,27 +78,32 @@ def _enough_free(before: int) -> int:
     return max(before, min_free_kib(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
 
 
+_HANG: Final = "without memory this machine may hang"
 SETTINGS: tuple[Setting, ...] = (
-    Setting(Path("/proc/sys/vm/watermark_boost_factor"), lambda _before: 0),
-    Setting(Path("/proc/sys/vm/min_free_kbytes"), _enough_free),
-    Setting(Path("/proc/sys/vm/compact_unevictable_allowed"), lambda _before: 0),
+    Setting(Path("/proc/sys/vm/watermark_boost_factor"), lambda _before: 0, _HANG),
+    Setting(Path("/proc/sys/vm/min_free_kbytes"), _enough_free, _HANG),
+    Setting(Path("/proc/sys/vm/compact_unevictable_allowed"), lambda _before: 0, "the engine may wait for compaction"),
 )
 
 
+def _refused() -> tuple[Setting, ...]:
+    return tuple(setting for setting in SETTINGS if not setting.suits())
+
+
 @contextmanager
-def steady() -> Iterator[bool]:
-    """Whether all are as they should be meanwhile. Without privilege they stay as they were."""
+def steady() -> Iterator[tuple[Setting, ...]]:
+    """Which are not as they should be meanwhile: without privilege they stay as they were."""
     try:
         descriptor = os.open(LOCK, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
-        yield all(setting.suits() for setting in SETTINGS)
+        yield _refused()
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         for setting in SETTINGS:
             with contextlib.suppress(OSError):
                 setting.change()
-        yield all(setting.suits() for setting in SETTINGS)
+        yield _refused()
     finally:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

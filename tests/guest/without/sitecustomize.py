@@ -33,7 +33,7 @@ def _take_away(safeguard: str) -> None:
         case "heap":
             hardening.touch_heap = hardening.touch_stack = lambda _size_bytes: None
         case "sysctls":
-            sysctls.steady = lambda: contextlib.nullcontext(False)
+            sysctls.steady = lambda: contextlib.nullcontext(())
         case "small-buffers":
             make_socket = sockets.make_socket
 
