@@ -25,7 +25,10 @@ def fuseswap_below(path: str, *, seconds: float) -> str | None:
 
     None if it does not. `Hung` if looking it up takes longer than `seconds`.
     """
-    hang = f"{path}: looking it up takes longer than {seconds:g} s: it lies on a mount that hangs"
+    hang = (
+        f"{path}: looking it up takes longer than {seconds:g} s: it lies on a mount that hangs,"
+        " or has a second name and a large directory, which fuseswap shows, to look for that in"
+    )
     chain = call(lambda: _look(path), what=hang, seconds=seconds)
     return "it lies " + ", ".join(chain) if chain else None
 
@@ -106,8 +109,14 @@ def _has_link(directory: str, status: os.stat_result | None, table: tuple[Mount,
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
-                elif entry.inode() == status.st_ino and os.path.samestat(entry.stat(follow_symlinks=False), status):
+                elif entry.inode() == status.st_ino and _is_same(entry, status):
                     return True
+    return False
+
+
+def _is_same(entry: os.DirEntry[str], status: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(entry.stat(follow_symlinks=False), status)
     return False
 
 
