@@ -28,7 +28,7 @@ check: setup
 	$(VENV)/bin/lint-imports
 
 test: check
-	$(PY) -m pytest -m "not torture"
+	$(PY) -m pytest -n 2 --dist worksteal -m "not torture"
 
 torture: setup
 	@sh tools/packages-guest

@@ -1,4 +1,5 @@
-"""What every test may use: NFS servers, mount points, the swap lock; and the check that nothing is left."""
+"""What every test may use: NFS servers, mount points, the swap lock; and the session: who runs what, its end, and the
+check that nothing is left."""
 
 import fcntl
 import os
@@ -6,9 +7,10 @@ import signal
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import hypothesis
 import pytest
@@ -18,6 +20,7 @@ from fuseswap.host.ganesha import Export, GaneshaServer
 from fuseswap.swap.units import RUN_DIRECTORY
 from tests.kit import rescue
 from tests.kit.compiled import not_compiled
+from tests.kit.wait import wait_until
 
 SWAP_LOCK = Path("/run/lock/fuseswap-swap.lock")
 
@@ -31,8 +34,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("fuseswap")
 
 _session_key = pytest.StashKey[str]()
+_workers_key = pytest.StashKey[list[Any]]()
 _before_key = pytest.StashKey[rescue.Leftovers]()
 _report_key = pytest.StashKey[list[str]]()
+
+WORKERS_END_SECONDS = 100.0
+"""For what an interrupted worker has to take away: a little less than a test may take."""
 
 
 @contextmanager
@@ -111,9 +118,53 @@ def swap_lock() -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    alone = item.get_closest_marker("swap") or "swap_lock" in getattr(item, "fixturenames", ())
-    with _locked(SWAP_LOCK) if alone else ExitStack():
+    with _locked(SWAP_LOCK) if _swaps(item) else ExitStack():
         return (yield)
+
+
+def _swaps(item: pytest.Item) -> bool:
+    return item.get_closest_marker("swap") is not None or "swap_lock" in getattr(item, "fixturenames", ())
+
+
+# --- two workers ---
+# `make test` runs two (pytest-xdist): each has a name of its own in the session's; the first process, the controller,
+# looks after what they leave.
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What must not run beside one another comes first: the first worker has it all, and the other the later tests.
+
+    Whoever is done takes half of what the other still has, from its end (`--dist worksteal`): what swaps comes last
+    to that, and waits for the lock only where nothing else is left to run.
+    """
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: (item.get_closest_marker("machine") is None, not _swaps(item)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["session"] = f"{node.config.stash[_session_key]}/{node.gateway.id}"
+    node.config.stash[_workers_key].append(node)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    with suppress(ValueError):
+        node.config.stash[_workers_key].remove(node)
+
+
+def _end_workers(workers: list[Any]) -> None:
+    """Interrupt them, too, and wait for their fixtures' finalizers: execnet would kill them after 10 s."""
+
+    def ended(worker: Any) -> bool:
+        return hasattr(worker, "workeroutput") or not hasattr(worker, "workerinfo")
+
+    for worker in workers:
+        if not ended(worker):
+            os.kill(worker.gateway._rinfo().pid, signal.SIGTERM)
+    with suppress(AssertionError):
+        wait_until(lambda: all(map(ended, workers)), seconds=WORKERS_END_SECONDS)
 
 
 # --- nothing is left ---
@@ -128,16 +179,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
+    worker = getattr(session.config, "workerinput", None)
     # A shell's background job ignores it, and so would all that is started here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _end_once(session, signal.SIGTERM)
-    key = uuid.uuid4().hex
+    _end_once(session, *([signal.SIGTERM] if worker is None else [signal.SIGTERM, signal.SIGINT]))
+    key = uuid.uuid4().hex if worker is None else worker["session"]
     session.config.stash[_session_key] = os.environ[rescue.SESSION_VARIABLE] = key
+    session.config.stash[_workers_key] = []
     session.config.stash[_before_key] = rescue.Leftovers.of(RUN_DIRECTORY)
 
 
 def _end_once(session: pytest.Session, *numbers: signal.Signals) -> None:
-    """The first of these signals ends the session as Ctrl-C does; those after it do not disturb the finalizers."""
+    """The first of these signals ends the session as Ctrl-C does; those after it do not disturb the finalizers.
+
+    A worker may hear of it twice: from whoever signals the whole process group, and from its controller.
+    """
 
     def end(number: int, _: FrameType | None) -> None:
         for each in numbers:
@@ -150,8 +206,12 @@ def _end_once(session: pytest.Session, *numbers: signal.Signals) -> None:
         signal.signal(number, end)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    _end_workers(session.config.stash[_workers_key])
+    yield
+    if hasattr(session.config, "workerinput"):
+        return
     report = session.config.stash[_report_key] = []
     before = session.config.stash[_before_key]
     others = rescue.names_of_others(RUN_DIRECTORY, session.config.stash[_session_key])

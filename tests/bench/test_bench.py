@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+
 from fuseswap.host.ganesha import GaneshaServer
 from tests.kit.proxy import READ, WRITE, Cut, Proxy, Record, Send
 from tests.kit.rpc import FILE_SYNC, stable_how
@@ -59,6 +61,7 @@ def test_the_limit_sends_each_block_once_and_file_sync(nfs_server: GaneshaServer
     assert stable == {FILE_SYNC}
 
 
+@pytest.mark.machine
 def test_fuseswap_is_measured_beside_it_and_swaps_without_a_wrong_page() -> None:
     result = bench(
         *("--sides", "limit", "fuseswap", "--size", "64", "--patterns", "^random read 4k depth 16"),

@@ -14,6 +14,8 @@ from fuseswap.swap.units import PAGE_SIZE
 from tests.contract.mounting import activate, deactivate, mounted
 from tests.contract.operations import CONTENT, SIZE_BYTES, descriptor
 
+pytestmark = pytest.mark.machine
+
 TRIES = 5
 """Of which the quickest counts: this machine does other things meanwhile."""
 

@@ -26,6 +26,8 @@ from tests.engine.running import (
 from tests.kit.proxy import Proxy
 from tests.kit.wait import wait_until
 
+pytestmark = pytest.mark.machine
+
 MIB = 1 << 20
 SIZE = 64 * MIB
 MIXED = (

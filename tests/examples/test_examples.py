@@ -122,6 +122,7 @@ def test_two_roads() -> None:
     assert re.search(r"write, by the old descriptor +ok", again)
 
 
+@pytest.mark.machine
 @pytest.mark.timeout(LOCK_SECONDS + 60)
 def test_journey(tmp_path: Path) -> None:
     output = run("journey.py", tmp_path / "journey.svg", seconds=LOCK_SECONDS)
@@ -132,6 +133,7 @@ def test_journey(tmp_path: Path) -> None:
     assert_drawn(ROOT / "docs/tutorial/pictures/journey.svg", *texts)
 
 
+@pytest.mark.machine
 @pytest.mark.timeout(LOCK_SECONDS + 60)
 def test_deadlock() -> None:
     output = run("deadlock.py", seconds=LOCK_SECONDS)

@@ -15,7 +15,7 @@ import attrs
 
 FUSECTL = Path("/sys/fs/fuse/connections")
 SESSION_VARIABLE = "FUSESWAP_TEST_SESSION"
-"""In the environment of every process a test session starts, with a value of its own."""
+"""In the environment of every process a test session starts, with a value of its own; SESSION/gw0 for a worker's."""
 
 
 @attrs.frozen
@@ -52,26 +52,29 @@ def swap_areas() -> list[str]:
 
 def session_processes(session: str) -> list[int]:
     """The processes of a test session that still run, without this one."""
-    marker = f"{SESSION_VARIABLE}={session}".encode()
     found = []
     for environ in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            if marker in environ.read_bytes().split(b"\0") and environ.parts[2] != str(os.getpid()):
+            if _is_of(session, environ) and environ.parts[2] != str(os.getpid()):
                 found.append(int(environ.parts[2]))
     return found
 
 
 def names_of_others(directory: str, session: str) -> set[str]:
     """Entries of `directory` that a living process of no test session, or of another one, speaks of."""
-    marker = f"{SESSION_VARIABLE}={session}".encode()
     names = {entry.name for entry in Path(directory).glob("*")}
     found = set()
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             title, _, rest = cmdline.read_bytes().rstrip(b"\0").decode(errors="replace").partition(" ")
-            if title.startswith("fuseswap-") and marker not in (cmdline.parent / "environ").read_bytes().split(b"\0"):
+            if title.startswith("fuseswap-") and not _is_of(session, cmdline.parent / "environ"):
                 found |= names & {rest, *Path(rest).parts}
     return found
+
+
+def _is_of(session: str, environ: Path) -> bool:
+    marker = f"{SESSION_VARIABLE}={session}".encode()
+    return any(entry == marker or entry.startswith(marker + b"/") for entry in environ.read_bytes().split(b"\0"))
 
 
 def below(path: str, directories: Iterable[str | Path]) -> bool:

@@ -32,11 +32,12 @@ def test_swaps(disk_dir):
 
 
 @pytest.mark.swap
-def test_sigterm_takes_swap_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["by itself", "with a worker"])
+def test_sigterm_takes_swap_off(workers: tuple[str, ...], tmp_path: Path) -> None:
     fifo, test = tmp_path / "fifo", tmp_path / "test_inner.py"
     os.mkfifo(fifo)
     test.write_text(_SWAPS.format(fifo=str(fifo)))
-    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", str(test)]
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", *workers, str(test)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             device = fifo.read_text().strip()

@@ -63,6 +63,7 @@ def swap_on(here: Running) -> None:
     swapon(here.device, PRIORITY_MAX)
 
 
+@pytest.mark.machine
 def test_without_touched_heap_and_malloc_settings_it_asks_for_memory(
     nfs_server: GaneshaServer, target: NfsTarget, tmp_path: Path
 ) -> None:
@@ -108,6 +109,7 @@ print(before, min(seconds() for _ in range(5)))
 """
 
 
+@pytest.mark.machine
 def test_without_freezing_a_collection_stops_the_engine() -> None:
     """It walks through all that was ever imported. A request leaves nothing to collect, so none was seen in
     20,000 requests with the collector on: this is a precaution, and its use is the pause that cannot come."""
