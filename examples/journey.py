@@ -29,6 +29,7 @@ from typing import IO, Any, NamedTuple
 
 from fuseswap.host.cgroup import MemoryCgroup
 from fuseswap.host.ganesha import GaneshaServer
+from fuseswap.host.rundir import read_counters
 from fuseswap.swap.units import PAGE_SIZE
 
 SWAP_LOCK = Path("/run/lock/fuseswap-swap.lock")
@@ -90,6 +91,11 @@ def take(lock: IO[str]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 
+def is_traced(name: str) -> bool:
+    counters = read_counters(name)
+    return counters is not None and bool(counters.words["trace"])
+
+
 def travel(name: str) -> tuple[list[Bar], list[Bar]]:
     """The page goes out and comes in; the bars of both ways."""
     trace = subprocess.Popen(
@@ -115,7 +121,8 @@ def travel(name: str) -> tuple[list[Bar], list[Bar]]:
             return int(begin), int(end)
 
         tell("touch")
-        time.sleep(1)  # the trace begins
+        while trace.poll() is None and not is_traced(name):
+            time.sleep(0.01)
         for _ in range(JOURNEYS):
             out = tell("out")
             write = json.loads(trace.stdout.readline())

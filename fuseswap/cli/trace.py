@@ -159,9 +159,9 @@ def trace(arguments: Any, _interrupts: Interrupts) -> Exit:
     require_root()
     name = arguments.name
     seen = 0
-    with _counters(name) as counters, _tracing(name, counters):
+    with _counters(name) as counters, _tracing(name, counters) as next_sequence:
         start_ns = time.monotonic_ns()
-        assembler = Assembler(next_sequence=counters.words[Word.TRACE_SEQUENCE])
+        assembler = Assembler(next_sequence=next_sequence)
         if not arguments.json:
             stream(_line(_TITLES))
         try:
@@ -262,13 +262,14 @@ def _counters(name: str) -> Iterator[Counters]:
 
 
 @contextmanager
-def _tracing(name: str, counters: Counters) -> Iterator[None]:
-    """The engine traces in this block. Failure if there is no engine."""
+def _tracing(name: str, counters: Counters) -> Iterator[int]:
+    """The engine traces in this block, from this sequence number on. Failure if there is no engine."""
     if not _alive(counters):
         raise Failure(f"the engine of {name} is dead: fuseswap down {name}")
+    next_sequence = counters.words[Word.TRACE_SEQUENCE]
     counters.words[Word.TRACE] = 1
     try:
-        yield
+        yield next_sequence
     finally:
         counters.words[Word.TRACE] = 0
 
