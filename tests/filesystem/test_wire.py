@@ -65,9 +65,13 @@ def test_what_was_sent_unstable_is_committed(wire: tuple[Path, Said]) -> None:
 def test_a_large_file_is_committed_while_it_is_written(wire: tuple[Path, Said]) -> None:
     point, said = wire
     with (point / "file").open("wb", buffering=0) as file:
-        for _ in range(40):
+
+        def committed_twice() -> bool:
+            # A COMMIT that takes long stands for all that is written meanwhile.
             file.write(bytes(MIB))
-        wait_until(lambda: said[COMMIT] >= 2, seconds=20, what="two COMMITs")
+            return said[COMMIT] >= 2
+
+        wait_until(committed_twice, seconds=20, what="two COMMITs")
     assert of_writing(said).keys() == {(WRITE, UNSTABLE), COMMIT}
 
 
