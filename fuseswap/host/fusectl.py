@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fuseswap.host.bounded import HostError, run
-from fuseswap.host.mounts import Mount, mount_at, unmount
+from fuseswap.host.mounts import Mount, mount_at, mounts, unmount
 
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
@@ -56,6 +56,8 @@ def abort(mount: Mount) -> None:
         except OSError as error:
             raise HostError(f"{mount.mountpoint}: cannot abort its connection: {error.strerror}") from None
         try:
-            os.write(descriptor, b"1")
+            # Once it is unmounted the next mount gets its number; so look now that this connection cannot change.
+            if any((each.mount_id, each.minor) == (mount.mount_id, mount.minor) for each in mounts()):
+                os.write(descriptor, b"1")
         finally:
             os.close(descriptor)

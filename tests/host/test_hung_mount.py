@@ -5,6 +5,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import attrs
 import pytest
 
 from fuseswap.host import fusectl, xattr
@@ -32,6 +33,22 @@ def test_abort_ends_what_waits(mount_point: Path) -> None:
         unmount(str(mount_point))
     fusectl.abort(mounted)
     assert mount_at(str(mount_point)) is None
+
+
+def test_the_next_mount_with_its_number_is_not_aborted(disk_dir: Path) -> None:
+    points = [disk_dir / "first", disk_dir / "second"]
+    for point in points:
+        point.mkdir()
+    with fuse_stub.mounted(points[0]) as connection:
+        first = mount_at(str(points[0]))
+        connection.unmount()
+    with fuse_stub.mounted(points[1]) as connection:
+        second = mount_at(str(points[1]))
+        assert first is not None and second is not None
+        fusectl.abort(attrs.evolve(first, minor=second.minor, mount_id=first.mount_id + 1_000_000))
+        assert not connection.ended(seconds=0.2)
+        fusectl.abort(second)
+        assert connection.ended(seconds=5)
 
 
 def test_questions_have_limits(mount_point: Path) -> None:
