@@ -158,6 +158,8 @@ def test_what_waits_on_although_it_was_signalled(mount: Mount, fresh_nfs_server:
     assert dies.stdout is not None
     child = int(inherits.stdout.readline())
     wait_until(lambda: all(_sleeps(pid) for pid in (handles.pid, child, dies.pid)), seconds=10, what="all to wait")
+    # A signal takes back what the mount's process has not read yet. It reads in order, and answers this by itself.
+    point.stat()
     handles.send_signal(signal.SIGUSR1)
     os.kill(child, signal.SIGKILL)
     # When this one, which is killed last, has ended, the others would have, too.
