@@ -13,7 +13,7 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml requirements.lock setup.py fuseswap/backends/nfs/build_libnfs.py $(COMPILED) tools/packages
 	@sh tools/packages
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@test "$$(readlink -f $(PY))" = "$$(readlink -f $$(command -v $(PYTHON)))" || $(PYTHON) -m venv --clear $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@rm -f fuseswap/*/*.cpython-*.so
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
