@@ -23,6 +23,7 @@ import mmap
 import os
 import secrets
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,7 +66,10 @@ def serve(device: int, backing: str) -> None:
     file = PrivateFile(b"swapfile", SWAP, TRANSFER)
     pages = os.open(backing, os.O_RDWR)
     while True:
-        message = os.read(device, TRANSFER + PAGE_SIZE)
+        try:
+            message = os.read(device, TRANSFER + PAGE_SIZE)
+        except OSError:  # unmounted, or aborted
+            return
         _, opcode, unique, _, _, offset, size, _ = wire.TRANSFER_IN.unpack(message[:80].ljust(80, b"\0"))
         if opcode == wire.Opcode.WRITE:
             os.pwrite(pages, message[80:], offset)
@@ -252,7 +256,11 @@ def show(directory: Path) -> bool:
         process = stage.hog()
         stack.callback(process.wait)
         stack.callback(process.kill)
-        stuck = watch(process)
+        try:
+            stuck = watch(process)
+        except BaseException:
+            rescue(stage, daemon, process)
+            raise
         if stuck:
             show_stack("the daemon", daemon.pid)
             show_stack("the process that fills memory", process.pid)
@@ -279,12 +287,15 @@ def main() -> int:
     options = parser.parse_args()
     if options.serve:
         serve(int(options.serve[0]), options.serve[1])
-    elif options.hog:
+        return 0
+    if options.hog:
         hog()
+        return 0
     if os.geteuid() != 0:
         raise SystemExit("deadlock: not root: run it with sudo")
     if memory_available_bytes() < SPARE:
         raise SystemExit(f"deadlock: less than {SPARE // MIB} MiB are free here; others might have to swap meanwhile")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with SWAP_LOCK.open("w") as lock, tempfile.TemporaryDirectory(prefix="fuseswap-deadlock-", dir="/var/tmp") as name:
         take(lock)
         stuck = show(Path(name))

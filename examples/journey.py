@@ -7,7 +7,8 @@ nothing), and touched. The times are the engine's own, as `fuseswap trace` print
 same clock; the picture has a lane for each party and a bar for the time that the page spent with it.
 
 Leaves out: what the kernel does inside its bars (swap slot, block layer, loop device, FUSE queue), and load: alone
-on the road, a page is neither merged nor queued. The first journeys warm caches; the one drawn is the last.
+on the road, a page is neither merged nor queued. Other pages may take the road too, and are not drawn. The first
+journeys warm caches; the one drawn is the last.
 
 Needs root and nfs-ganesha; swaps for some seconds, on top of other swap: examples/journey.py [PICTURE.svg]
 """
@@ -19,11 +20,14 @@ import fcntl
 import json
 import mmap
 import os
+import resource
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -37,6 +41,10 @@ SWAP_LOCK = Path("/run/lock/fuseswap-swap.lock")
 MADV_PAGEOUT = 21
 MCL_CURRENT = 1
 JOURNEYS = 5
+OUT_SECONDS = 10
+"""Of trying to push the page out: it stays when it is not on the LRU lists yet, or the swap is full."""
+TRACE_SECONDS = 60
+"""The show ends by then, whatever happens."""
 
 LANES = ("process and kernel", "fuseswap's engine", "NFS server and network")
 COLOURS = ("#4477aa", "#cc6677", "#228833")
@@ -55,7 +63,7 @@ class Bar(NamedTuple):
 
 
 def own_a_page() -> None:
-    """In the memory cgroup: push the page out and touch it when told, and tell the times."""
+    """In the memory cgroup: push the page out and touch it when told; tell the times, and the slot or the fault."""
     libc = ctypes.CDLL(None, use_errno=True)
     page = mmap.mmap(-1, PAGE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     page[:] = os.urandom(PAGE_SIZE)
@@ -64,14 +72,33 @@ def own_a_page() -> None:
     if libc.mlockall(MCL_CURRENT) or libc.munlock(ctypes.c_void_p(address), ctypes.c_size_t(PAGE_SIZE)):
         raise OSError(ctypes.get_errno(), "mlockall")
     for command in sys.stdin:
-        begin = time.monotonic_ns()
         if command == "out\n":
             page[0] ^= 255
-            begin = time.monotonic_ns()
-            page.madvise(MADV_PAGEOUT)
+            slot, deadline = None, time.monotonic() + OUT_SECONDS
+            while slot is None:
+                if time.monotonic() > deadline:
+                    raise SystemExit(f"journey: the page stays in memory for {OUT_SECONDS} s: is the swap full?")
+                begin = time.monotonic_ns()
+                page.madvise(MADV_PAGEOUT)
+                end = time.monotonic_ns()
+                slot = swap_slot(address)
+            print(begin, end, slot, flush=True)
         else:
+            faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+            begin = time.monotonic_ns()
             page[0]
-        print(begin, time.monotonic_ns(), flush=True)
+            end = time.monotonic_ns()
+            print(begin, end, resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults, flush=True)
+
+
+def swap_slot(address: int) -> int | None:
+    """The page of the swap area where this process's page at `address` is; None if it is in memory.
+
+    Bit 62 of its word in pagemap, and bits 5 to 54 (Documentation/admin-guide/mm/pagemap.rst).
+    """
+    with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+        word = int.from_bytes(os.pread(pagemap.fileno(), 8, address // PAGE_SIZE * 8), "little")
+    return (word & (1 << 55) - 1) >> 5 if word >> 62 & 1 else None
 
 
 # --- the show ---
@@ -99,7 +126,9 @@ def is_traced(name: str) -> bool:
 def travel(name: str) -> tuple[list[Bar], list[Bar]]:
     """The page goes out and comes in; the bars of both ways."""
     trace = subprocess.Popen(
-        [sys.executable, "-m", "fuseswap", "trace", name, "--json"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "fuseswap", "trace", name, "--json", "--seconds", str(TRACE_SECONDS)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     with MemoryCgroup(f"fuseswap-{name}", 256 << 20) as cgroup, contextlib.ExitStack() as stack:
         stack.callback(trace.wait)
@@ -114,24 +143,39 @@ def travel(name: str) -> tuple[list[Bar], list[Bar]]:
         stack.callback(process.kill)
         assert process.stdin and process.stdout and trace.stdout
 
-        def tell(command: str) -> tuple[int, int]:
+        def tell(command: str) -> list[int]:
             assert process.stdin and process.stdout
             print(command, file=process.stdin, flush=True)
-            begin, end = process.stdout.readline().split()
-            return int(begin), int(end)
+            answer = process.stdout.readline()
+            if not answer:
+                raise SystemExit(1)  # it has said why
+            return [int(number) for number in answer.split()]
 
         tell("touch")
         while trace.poll() is None and not is_traced(name):
             time.sleep(0.01)
-        for _ in range(JOURNEYS):
-            out = tell("out")
-            write = json.loads(trace.stdout.readline())
+        journeys = 0
+        while journeys < JOURNEYS:
+            left, _, slot = tell("out")
+            write = request_of(trace.stdout, "WRITE", slot, left)
             cgroup.reclaim()
-            back = tell("touch")
-            read = json.loads(trace.stdout.readline())
+            touched, back, faults = tell("touch")
+            if faults:  # or else it was still in the swap cache
+                read = request_of(trace.stdout, "READ", slot, touched)
+                journeys += 1
         process.stdin.close()
         process.wait()
-    return bars_of(write, out[0], write["answered_ns"]), bars_of(read, back[0], back[1])
+    return bars_of(write, left, write["answered_ns"]), bars_of(read, touched, back)
+
+
+def request_of(trace: Iterable[str], kind: str, slot: int, since: int) -> dict[str, Any]:
+    """What `trace` tells of the first request since then that has the page in that slot."""
+    for line in trace:
+        request: dict[str, Any] = json.loads(line)
+        pages = range(request["offset"] // PAGE_SIZE, (request["offset"] + request["length"]) // PAGE_SIZE)
+        if request["kind"] == kind and slot in pages and request["arrived_ns"] >= since:
+            return request
+    raise SystemExit(f"journey: the trace ends without a {kind} of the page")
 
 
 def bars_of(journey: dict[str, Any], begin: int, end: int) -> list[Bar]:
@@ -229,6 +273,7 @@ def main() -> None:
         return
     if os.geteuid() != 0:
         raise SystemExit("journey: not root: run it with sudo")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     name = f"journey-{secrets.token_hex(3)}"
     with (
         SWAP_LOCK.open("w") as lock,
@@ -237,7 +282,7 @@ def main() -> None:
     ):
         take(lock)
         try:
-            fuseswap("up", server.url(name), "--size", "16M", "--priority", "32767")
+            fuseswap("up", server.url(name), "--size", "256M", "--priority", "32767")
             out, back = travel(name)
         finally:
             fuseswap("down", name, "--force")

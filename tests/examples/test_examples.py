@@ -21,9 +21,16 @@ LOCK_SECONDS = 600
 def run(name: str, *arguments: str | Path, wrapper: tuple[str, ...] = (), seconds: float = 60) -> str:
     """What it prints. It must succeed and say nothing on standard error."""
     command = [*wrapper, sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds)
-    assert (result.returncode, result.stderr) == (0, ""), result
-    return result.stdout
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=seconds)
+        except BaseException:
+            process.terminate()  # so that it takes away what it has made
+            raise
+    assert (process.returncode, errors) == (0, ""), output
+    return output
 
 
 def assert_drawn(picture: Path, *texts: str) -> None:
