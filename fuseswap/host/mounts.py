@@ -97,9 +97,10 @@ def _umount2(mountpoint: str, flags: int) -> None:
 
 
 def _parse_line(line: str) -> Mount:
-    front, separator, back = line.partition(" - ")
-    fields, tail = front.split(" "), back.split(" ")
-    if not separator or len(fields) < 6 or len(tail) < 3:
+    fields = line.split(" ")
+    # Any number of optional fields end at the separator; before them a path, too, can be a dash.
+    tail = fields[fields.index("-", 6) + 1 :] if "-" in fields[6:] else []
+    if len(tail) < 3:
         raise ValueError(f"not a line of mountinfo: {line!r}")
     major, minor = fields[2].split(":")
     return Mount(
