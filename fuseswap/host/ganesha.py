@@ -102,17 +102,28 @@ class _Registrar:
         finally:
             os.close(directory)
         self._listener.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._answering: list[threading.Thread] = []
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def close(self) -> None:
+        """To be called when the server has ended. After it, nothing here keeps the file system of `path` mounted.
+
+        A socket does, bound or accepted, until the last call on it has returned (unix_release_sock).
+        """
         self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
         self._listener.close()
+        for thread in self._answering:
+            thread.join()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
-                threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+                thread = threading.Thread(target=self._answer, args=(connection,), daemon=True)
+                self._answering.append(thread)
+                thread.start()
 
     def _answer(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):

@@ -13,6 +13,8 @@ import pytest
 
 from fuseswap.host.bounded import HostError
 from fuseswap.host.ganesha import MOUNT_PROGRAM, NFS_PROGRAM, Export, GaneshaServer, null_call
+from fuseswap.host.mounts import unmount
+from tests.contract import syscalls
 from tests.kit import fuse_stub, rpc
 from tests.kit.wait import wait_until
 
@@ -117,6 +119,23 @@ def test_the_servers_namespace_keeps_no_fuse_mount_alive(disk_dir: Path) -> None
         connection.unmount()
 
         assert connection.ended(seconds=5)
+
+
+def test_a_server_that_has_ended_holds_its_file_system_no_more(disk_dir: Path) -> None:
+    image, point = disk_dir / "image", disk_dir / "point"
+    point.mkdir()
+    with image.open("wb") as file:
+        file.truncate(32 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    for _ in range(5):
+        subprocess.run(["mount", "-o", "loop", image, point], check=True)
+        try:
+            with GaneshaServer(point):
+                pass
+            syscalls.unmount(point)
+        except BaseException:
+            unmount(str(point), lazy=True)
+            raise
 
 
 def test_a_server_that_cannot_start_says_why(disk_dir: Path) -> None:
