@@ -7,6 +7,7 @@ taken away, then `fuseswap.engine.main` runs as ever. Imports no more than that 
 import errno
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -27,8 +28,28 @@ def _mlockall() -> None:
 
 
 def _heap() -> None:
-    _replace(hardening, "touch_heap", _nothing)
+    _replace(hardening, "touch_heap", _use_up_heap)
     _replace(hardening, "touch_stack", _nothing)
+
+
+_kept: list[bytes | None] = [None] * 100_000
+
+
+def _use_up_heap(_: int) -> None:
+    """Fill the free memory that the interpreter has: it begins to serve with more or less of it, by chance."""
+    growths = 0
+    with Path("/proc/self/statm").open("rb", buffering=0) as statm:
+        pages = statm.read().split()[0]
+        for index in range(len(_kept)):
+            _kept[index] = bytes(470)  # in the largest of the small classes, of 512 bytes
+            statm.seek(0)
+            if pages != (pages := statm.read().split()[0]):
+                growths += 1
+                if growths == 2:
+                    # The first growth has been filled, and what the second brought goes back.
+                    _kept[index] = None
+                    return
+    raise AssertionError("the heap did not grow")
 
 
 def _gc() -> None:
