@@ -14,7 +14,7 @@ from fuseswap.cli.main import explain
 from fuseswap.engine.libc import set_title
 from fuseswap.filesystem.main import run
 from fuseswap.filesystem.options import parse_mount_options
-from fuseswap.host.processes import FILESYSTEM
+from fuseswap.host.processes import FILESYSTEM, announce_filesystem
 
 _SYSLOG = "/dev/log"
 """journald listens there too."""
@@ -55,6 +55,7 @@ def serve(source: str, mountpoint: str, options: str, ready: Callable[[], None])
     """Mount and serve until unmounted; `ready` is called once it serves. SourceError, OSError."""
     parsed = parse_mount_options(options)
     set_title(FILESYSTEM, f"{FILESYSTEM} {mountpoint}")
+    announce_filesystem(mountpoint)
     run(source, mountpoint, parsed, ready)
 
 

@@ -6,12 +6,11 @@ import os
 import select
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from fuseswap.cli.failure import Exit, Failure
 from fuseswap.host import processes
-from fuseswap.host.bounded import HostError, abandon, call
+from fuseswap.host.bounded import abandon, call
 from fuseswap.host.mounts import FILESYSTEM_TYPE, Mount, absolute, mount_at, unmount
 
 _START_SECONDS = 60.0
@@ -102,7 +101,7 @@ def stop(mounted: Mount, *, seconds: float = _END_SECONDS) -> None:
 
     HostError if the mount is busy, `Hung` if it cannot write out what it holds.
     """
-    pids = servers(mounted.mountpoint) or []
+    pids = processes.filesystems(mounted)
     found = [process for pid in pids if (process := processes.find(pid, processes.FILESYSTEM))]
     try:
         unmount(mounted.mountpoint)
@@ -132,25 +131,3 @@ def unmount_directory(directory: str) -> bool:
         raise Failure(f"{directory} is not a fuseswap mount but {mounted.type} ({mounted.source}): umount {directory}")
     stop(mounted)
     return True
-
-
-def servers(mountpoint: str) -> list[int] | None:
-    """The filesystem processes whose title names `mountpoint`; None if that cannot be told now.
-
-    Their titles are read in a child: they lie in memory that may be swapped out.
-    """
-    title = f"{processes.FILESYSTEM} {mountpoint}".encode()
-
-    def read() -> list[int]:
-        found = []
-        for pid in processes.named(processes.FILESYSTEM):
-            with contextlib.suppress(OSError):
-                text = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0")
-                if text == title or (text and title.startswith(text) and len(text) > len(processes.FILESYSTEM) + 8):
-                    found.append(pid)
-        return found
-
-    try:
-        return call(read, what="reading process titles", seconds=_LOOK_SECONDS)
-    except HostError:
-        return None

@@ -9,7 +9,6 @@ from typing import Any
 
 from fuseswap.cli.failure import Exit
 from fuseswap.cli.interrupts import Interrupts
-from fuseswap.cli.mount import servers
 from fuseswap.cli.output import say
 from fuseswap.cli.size import format_size
 from fuseswap.host import processes, rundir
@@ -68,7 +67,7 @@ def _describe(
         "state": "incomplete",
         "source": now.activation.source if now is not None else None,
         "mountpoint": mounted.mountpoint if mounted is not None else None,
-        "filesystem_running": _is_served(mounted.mountpoint) if mounted is not None else None,
+        "filesystem_running": bool(processes.filesystems(mounted)) if mounted is not None else None,
         "device": device.path if device is not None else None,
         "priority": area.priority if area is not None else None,
         "size_bytes": area.size_bytes if area is not None else None,
@@ -78,12 +77,6 @@ def _describe(
         report |= _engine(now, before)
         report["state"] = _state(area is not None, report)
     return report
-
-
-def _is_served(mountpoint: str) -> bool | None:
-    """Whether a filesystem process stands behind the mount; None if its title cannot be read, being swapped out."""
-    pids = servers(mountpoint)
-    return bool(pids) if pids is not None else None
 
 
 def _state(swapping: bool, report: Report) -> str:

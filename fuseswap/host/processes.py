@@ -1,10 +1,11 @@
 """Processes by number and by what they call themselves.
 
-Only /proc/PID/comm and stat are read: cmdline lies in the process's own memory, which may be swapped out to
-the very device that hangs.
+Nothing of /proc/PID is read that lies in the process's own memory, as cmdline does: that may be swapped out to the
+very device that hangs.
 """
 
 import contextlib
+import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,8 @@ from pathlib import Path
 from attrs import frozen
 
 from fuseswap.host.bounded import wait_for_exit
+from fuseswap.host.mounts import Mount, parse_mountinfo
+from fuseswap.host.procfs import read_table
 
 ENGINE = "fuseswap-engine"
 SUPERVISOR = "fuseswap-supervisor"
@@ -88,6 +91,40 @@ def named(title: str) -> Iterator[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and comm(int(entry.name)) == title[:COMM_BYTES_MAX]:
             yield int(entry.name)
+
+
+def announce_filesystem(mountpoint: str) -> None:
+    """Make this process known as the filesystem process of `mountpoint`, for as long as it lives.
+
+    By the name of an open memory file: it is never cut short, and never swapped out, as a title is.
+    """
+    os.memfd_create(_mark(mountpoint))
+
+
+def filesystems(mounted: Mount) -> list[int]:
+    """The filesystem processes of this mount: those of its mount point in whose namespace it is."""
+    return [pid for pid in named(FILESYSTEM) if _holds(pid, _mark(mounted.mountpoint)) and _sees(pid, mounted)]
+
+
+def _mark(mountpoint: str) -> str:
+    # A hash, because memfd_create(2) takes names of at most 249 bytes.
+    return f"{FILESYSTEM} {hashlib.sha256(os.fsencode(mountpoint)).hexdigest()}"
+
+
+def _holds(pid: int, memory_file: str) -> bool:
+    for entry in Path(f"/proc/{pid}/fd").glob("*"):
+        with contextlib.suppress(OSError):
+            if str(entry.readlink()) == f"/memfd:{memory_file} (deleted)":
+                return True
+    return False
+
+
+def _sees(pid: int, mounted: Mount) -> bool:
+    try:
+        table = parse_mountinfo(read_table(f"/proc/{pid}/mountinfo"))
+    except OSError:
+        return False
+    return any((each.major, each.minor) == (mounted.major, mounted.minor) for each in table)
 
 
 def comm(pid: int) -> str:

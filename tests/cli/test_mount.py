@@ -88,6 +88,26 @@ def test_again_after_its_process_died(nfs_server: GaneshaServer, nfs_dir: Path, 
     assert mount_at(str(mount_point)) is None
 
 
+def test_umount_ends_no_process_of_another_mount(nfs_server: GaneshaServer, nfs_dir: Path, disk_dir: Path) -> None:
+    """Neither of a mount point with whose name its own begins, nor of the same one in another mount namespace."""
+    url = nfs_server.url(nfs_dir.name)
+    point, longer = disk_dir / "mnt", disk_dir / "mnt2"
+    for each in (point, longer):
+        each.mkdir()
+    elsewhere = start("mount", "-f", url, longer, wrapper=("unshare", "--mount", "--propagation", "private"))
+    try:
+        assert elsewhere.stdout is not None
+        assert "is mounted on" in elsewhere.stdout.readline()
+        for each in (point, longer):
+            assert fuseswap("mount", url, each).code == 0
+        assert fuseswap("umount", longer).code == 0
+        assert (len(servers(point)), servers(longer)) == (1, [elsewhere.pid])
+        assert fuseswap("umount", point).code == 0
+    finally:
+        elsewhere.terminate()
+        finish(elsewhere)
+
+
 def test_an_interrupted_mount_leaves_nothing(mount_point: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
