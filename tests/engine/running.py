@@ -25,6 +25,7 @@ from fuseswap.swap.counters import Counters, Word
 from fuseswap.swap.target import Activation, Address, MemoryTarget, NfsTarget
 from fuseswap.swap.units import RUN_DIRECTORY
 from tests.kit import rescue
+from tests.kit.proxy import Proxy
 from tests.kit.wait import wait_until
 
 FIO_SECONDS: Final = 90
@@ -172,3 +173,27 @@ def in_background(command: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
         yield process
     finally:
         abandon(process)
+
+
+@contextmanager
+def with_small_reserve(server: GaneshaServer, path: str, size_bytes: int) -> Iterator[tuple[Running, Proxy]]:
+    """An engine with a reserve of 4 MiB and its loop device, and the proxy between it and the server."""
+    target = nfs_target(server, path, size_bytes)
+    with (
+        Proxy(server.nfs_port) as proxy,
+        running(through(target, proxy.port), size_bytes, reserve_bytes=4 << 20) as here,
+    ):
+        here.attach()
+        yield here, proxy
+
+
+@contextmanager
+def reserve_used_up(here: Running, proxy: Proxy, size_bytes: int) -> Iterator["subprocess.Popen[str]"]:
+    """The server is away, and a writer of 1 MiB requests has taken what the reserve has, and more is queued."""
+    proxy.refuse()
+    wait_until(lambda: not here.words[Word.CONNECTED], seconds=10)
+    stalls = here.words[Word.RESERVE_FULL]
+    with in_background(fio_command(here.device, size_bytes, *VERIFY, "--bsrange=1m-1m")) as writer:
+        wait_until(lambda: here.words[Word.RESERVE_FULL] > stalls, seconds=10)
+        wait_until(lambda: here.words[Word.RESERVE_PAGES_USED] > 768, seconds=10)
+        yield writer

@@ -28,8 +28,10 @@ from tests.engine.running import (
     in_background,
     is_running,
     nfs_target,
+    reserve_used_up,
     running,
     through,
+    with_small_reserve,
 )
 from tests.kit.proxy import READ, WRITE, Cut, Proxy, Record, Send, frame, shuffle
 from tests.kit.wait import wait_until
@@ -309,15 +311,8 @@ def test_the_supervisor_aborts_a_hang(nfs_server: GaneshaServer, nfs_dir: Path) 
 
 
 def test_an_abort_is_heard_while_the_reserve_is_used_up(nfs_server: GaneshaServer, nfs_dir: Path) -> None:
-    target = nfs_target(nfs_server, f"{nfs_dir.name}/swapfile", SIZE)
-    with (
-        Proxy(nfs_server.nfs_port) as proxy,
-        running(through(target, proxy.port), SIZE, reserve_bytes=4 * MIB) as here,
-    ):
-        here.attach()
-        proxy.refuse()
-        with in_background(fio_command(here.device, SIZE, *VERIFY, "--bsrange=1m-1m")) as writer:
-            wait_until(lambda: here.words[Word.RESERVE_FULL], seconds=10)
+    with with_small_reserve(nfs_server, f"{nfs_dir.name}/swapfile", SIZE) as (here, proxy):
+        with reserve_used_up(here, proxy, SIZE) as writer:
             os.kill(here.supervisor_pid, signal.SIGUSR1)
             assert writer.wait(10) != 0
         wait_until(here.ended, seconds=5)

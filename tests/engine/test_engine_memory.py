@@ -13,17 +13,16 @@ from fuseswap.host.bounded import start
 from fuseswap.host.ganesha import GaneshaServer
 from fuseswap.swap.counters import Word
 from tests.engine.running import (
-    VERIFY,
     Running,
     fio,
     fio_command,
     fio_result,
     in_background,
     nfs_target,
+    reserve_used_up,
     running,
-    through,
+    with_small_reserve,
 )
-from tests.kit.proxy import Proxy
 from tests.kit.wait import wait_until
 
 pytestmark = pytest.mark.machine
@@ -159,20 +158,10 @@ def test_reconnecting_adds_connect_and_no_more(fresh_nfs_server: GaneshaServer, 
 
 
 def test_reconnecting_while_the_reserve_is_used_up(nfs_server: GaneshaServer, nfs_dir: Path) -> None:
-    target = nfs_target(nfs_server, f"{nfs_dir.name}/swapfile", SIZE)
-    with (
-        Proxy(nfs_server.nfs_port) as proxy,
-        running(through(target, proxy.port), SIZE, reserve_bytes=4 * MIB) as here,
-    ):
-        here.attach()
+    with with_small_reserve(nfs_server, f"{nfs_dir.name}/swapfile", SIZE) as (here, proxy):
         load(here, 2000)
         before, descriptors = Memory.of(here.engine_pid), descriptors_of(here.engine_pid)
-        proxy.refuse()
-        stalls = here.words[Word.RESERVE_FULL]
-        command = fio_command(here.device, SIZE, *VERIFY, "--bsrange=1m-1m")
-        with in_background(command) as writer:
-            wait_until(lambda: here.words[Word.RESERVE_FULL] > stalls, seconds=10)
-            wait_until(lambda: here.words[Word.RESERVE_PAGES_USED] > 768, seconds=10)
+        with reserve_used_up(here, proxy, SIZE) as writer:
             for _ in range(3):
                 proxy.accept()
                 wait_until(lambda: here.words[Word.CONNECTED], seconds=10)
@@ -222,17 +211,8 @@ def test_an_idle_engine_costs_nothing(nfs_server: GaneshaServer, nfs_dir: Path) 
 
 def test_an_engine_that_must_not_read_sleeps(nfs_server: GaneshaServer, nfs_dir: Path) -> None:
     """With the reserve used up and no server, what waits in /dev/fuse must not wake it again and again."""
-    target = nfs_target(nfs_server, f"{nfs_dir.name}/swapfile", SIZE)
-    with (
-        Proxy(nfs_server.nfs_port) as proxy,
-        running(through(target, proxy.port), SIZE, reserve_bytes=4 * MIB) as here,
-    ):
-        here.attach()
-        proxy.refuse()
-        wait_until(lambda: not here.words[Word.CONNECTED], seconds=10)
-        stalls = here.words[Word.RESERVE_FULL]
-        with in_background(fio_command(here.device, SIZE, *VERIFY, "--bsrange=1m-1m")) as writer:
-            wait_until(lambda: here.words[Word.RESERVE_FULL] > stalls, seconds=10)
+    with with_small_reserve(nfs_server, f"{nfs_dir.name}/swapfile", SIZE) as (here, proxy):
+        with reserve_used_up(here, proxy, SIZE) as writer:
             assert ticks_of_two_seconds(here.engine_pid) <= 5
             proxy.accept()
             assert writer.wait(timeout=60) == 0
