@@ -32,6 +32,8 @@ _WCC_ATTR_BYTES: Final = 24
 _READ_RESULT: Final = struct.Struct(f">II{_FATTR3_BYTES}xIII")
 """READ3resok with attributes, which every server sends: status, attributes_follow, count, eof, length of the data."""
 _READ_RESULT_BYTES: Final = 4 + 4 + _FATTR3_BYTES + 12
+# Written out, and not taken from the Structs, so that they are native integers when compiled.
+assert (_REPLY.size, _READ_RESULT.size) == (_REPLY_BYTES, _READ_RESULT_BYTES)
 
 
 class Procedure(IntEnum):
