@@ -92,11 +92,11 @@ def fuseswap_swapped_on(server: GaneshaServer, size_bytes: int) -> Iterator[None
 def fuseswap_io(server: GaneshaServer, size_bytes: int) -> Iterator[Measure]:
     """Engine and loop device as `fuseswap up` makes them, with swap turned off: fio may write where it likes."""
     with fuseswap_swapped_on(server, size_bytes):
-        device = next(
-            device.path for device in loop.loop_devices() if device.backing_file.startswith(f"{RUN_DIRECTORY}/{NAME}/")
-        )
-        swap.swapoff(device, lambda _used, _seconds: None)
-        yield lambda pattern, seconds: fio(device, pattern, seconds, size_bytes)
+        device = rundir.engine_device(NAME)
+        assert device is not None
+        path = device.path
+        swap.swapoff(path, lambda _used, _seconds: None)
+        yield lambda pattern, seconds: fio(path, pattern, seconds, size_bytes)
 
 
 @contextmanager

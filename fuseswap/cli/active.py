@@ -17,7 +17,7 @@ from fuseswap.cli.swapping_off import swap_off
 from fuseswap.engine.launch import launch
 from fuseswap.host import processes, rundir, xattr
 from fuseswap.host.bounded import HostError
-from fuseswap.host.loop import attach, detach
+from fuseswap.host.loop import detach
 from fuseswap.host.mounts import mount_at, unmount
 from fuseswap.host.swap import swapon
 from fuseswap.swap.target import activation_from_json
@@ -131,7 +131,7 @@ def _end_engine(name: str, *, force: bool) -> None:
 
 
 def _attach(name: str) -> None:
-    device = attach(str(rundir.engine_file(name)))
+    device = rundir.attach_engine(name)
     say(f"{name}: {device.path} with direct I/O")
 
 
@@ -153,6 +153,7 @@ def _swap_on(plan: Plan) -> None:
 def _remove_directory(name: str) -> None:
     directory = rundir.directory(name)
     rundir.remove_counters(name)
+    rundir.remove_mark(name)
     for path in (rundir.filesystem_mountpoint(name), rundir.engine_mountpoint(name), directory):
         try:
             path.rmdir()

@@ -9,7 +9,7 @@ from fuseswap.host.bounded import HostError, run
 from fuseswap.swap.units import PAGE_SIZE
 
 # These columns come from sysfs. Others (BACK-INO) make losetup ask the backing file's server.
-_COLUMNS = "NAME,BACK-FILE,DIO,LOG-SEC,AUTOCLEAR"
+_COLUMNS = "NAME,BACK-FILE,DIO,LOG-SEC,AUTOCLEAR,SIZELIMIT"
 
 _QUEUE = {
     "wbt_lat_usec": "0",  # a writer throttled by wbt waits for completions that only the engine can give
@@ -28,6 +28,8 @@ class LoopDevice:
     sector_bytes: int
     autoclear: bool
     """Detached already, and gone with its last user."""
+    size_limit: int
+    """As `attach` was told."""
 
 
 def parse_losetup(text: str) -> tuple[LoopDevice, ...]:
@@ -41,6 +43,7 @@ def parse_losetup(text: str) -> tuple[LoopDevice, ...]:
             direct_io=bool(device["dio"]),
             sector_bytes=int(device["log-sec"]),
             autoclear=bool(device["autoclear"]),
+            size_limit=int(device["sizelimit"]),
         )
         for device in json.loads(text)["loopdevices"]
     )
@@ -51,18 +54,23 @@ def loop_devices() -> tuple[LoopDevice, ...]:
     return parse_losetup(run(["losetup", "--json", "--output", _COLUMNS]))
 
 
-def loop_device_of(backing_file: str) -> LoopDevice | None:
-    """The loop device on `backing_file`, if there is one."""
-    return next((device for device in loop_devices() if device.backing_file == backing_file), None)
+def loop_device(path: str) -> LoopDevice | None:
+    """/dev/loopN, if it is in use."""
+    return next((device for device in loop_devices() if device.path == path), None)
 
 
-def attach(backing_file: str) -> LoopDevice:
+def attach(backing_file: str, size_limit: int = 0) -> LoopDevice:
     """A free loop device on a file, with direct I/O and sectors of a page; nothing is left on an error.
+
+    A `size_limit` in bytes that no file reaches changes nothing, and is there from the first moment: LOOP_CONFIGURE
+    takes it together with the file, and only a smaller one than the file's size counts (get_size in
+    drivers/block/loop.c).
 
     The kernel drops direct I/O silently where the file cannot do it, and swap through the page cache
     deadlocks: so loop/dio is read back (loop_update_dio in drivers/block/loop.c).
     """
-    path = run(["losetup", "--find", "--show", "--direct-io=on", "--sector-size", str(PAGE_SIZE), backing_file]).strip()
+    options = ["--direct-io=on", "--sector-size", str(PAGE_SIZE), "--sizelimit", str(size_limit)]
+    path = run(["losetup", "--find", "--show", *options, backing_file]).strip()
     try:
         sysfs = Path("/sys/block", Path(path).name)
         if (sysfs / "loop/dio").read_text().strip() != "1":
@@ -71,7 +79,7 @@ def attach(backing_file: str) -> LoopDevice:
             attribute = sysfs / "queue" / name
             if attribute.exists():
                 attribute.write_text(value)
-        device = loop_device_of(backing_file)
+        device = loop_device(path)
         if device is None or device.sector_bytes != PAGE_SIZE:
             raise HostError(f"{path}: the kernel refuses sectors of {PAGE_SIZE} bytes on {backing_file}")
         return device

@@ -1,7 +1,7 @@
 """/run/fuseswap: what is active here, as the engines' counters tell it.
 
-Nothing is kept there that the kernel's tables or the counters do not already say, so there is nothing to
-repair after a crash: a directory without an engine is a leftover that `down` removes.
+Nothing is kept there that the kernel's tables or the counters do not already say, but which loop device is meant; so
+there is nothing to repair after a crash: a directory without an engine is a leftover that `down` removes.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import re
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,11 +20,11 @@ from pathlib import Path
 from attrs import frozen
 
 from fuseswap.host.bounded import HostError
-from fuseswap.host.loop import LoopDevice, loop_devices
-from fuseswap.host.mounts import mount_at, mount_of, mounts
+from fuseswap.host.loop import LoopDevice, attach, loop_devices
+from fuseswap.host.mounts import mount_of, mounts
 from fuseswap.swap.counters import COUNTERS_BYTES, Counters, LogRecord
 from fuseswap.swap.target import Activation, activation_from_json
-from fuseswap.swap.units import PAGE_SIZE, RUN_DIRECTORY
+from fuseswap.swap.units import RUN_DIRECTORY
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}")
 _POLL_SECONDS = 0.1
@@ -49,7 +50,7 @@ def is_name(name: str) -> bool:
 
 
 def directory(name: str) -> Path:
-    """NAME's directory; `fs`, `swap` and `counters` lie in it."""
+    """NAME's directory; `fs`, `swap`, `counters` and `mark` lie in it."""
     return Path(RUN_DIRECTORY, name)
 
 
@@ -68,20 +69,38 @@ def engine_file(name: str) -> Path:
     return engine_mountpoint(name) / name
 
 
-def engine_device(name: str, devices: tuple[LoopDevice, ...] | None = None) -> LoopDevice | None:
-    """The loop device on the engine's file, also when the mount under it was taken out of the table (`umount -l`).
+def attach_engine(name: str) -> LoopDevice:
+    """The loop device on the engine's file, with a mark by which `engine_device` knows it. HostError, OSError.
 
-    The path of such a file ends at its mount's root (prepend_path in fs/d_path.c), so a file of this machine may
-    be called the same: then it is that one.
+    The mark is its size limit: a number that only this device has, larger than any file. It is written down first, so
+    that the device of a command that is killed is found.
     """
+    # In sectors, or losetup warns.
+    mark = (1 << 62) + (secrets.randbits(52) << 9)
+    descriptor = os.open(_mark(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    with os.fdopen(descriptor, "w", encoding="ascii") as stream:
+        stream.write(str(mark))
+    return attach(str(engine_file(name)), mark)
+
+
+def engine_device(name: str, devices: tuple[LoopDevice, ...] | None = None) -> LoopDevice | None:
+    """The loop device on the engine's file, whatever has become of the mount under it.
+
+    Loop devices are the whole machine's, paths are not: another container's engine may have the same, and the path of a
+    file whose mount was taken out of the table (`umount -l`) ends at that mount's root (prepend_path in fs/d_path.c).
+    Device and inode number of the file tell them apart, but the kernel asks the engine for these (LOOP_GET_STATUS64).
+    """
+    try:
+        mark = int(_mark(name).read_text(encoding="ascii"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
     table = loop_devices() if devices is None else devices
-    found = next((device for device in table if device.backing_file == str(engine_file(name))), None)
-    path = f"/{name}"
-    # A mount point is never looked up: it may hang.
-    if found is not None or mount_at(path) is not None or os.path.lexists(path):
-        return found
-    alike = (device for device in table if device.direct_io and device.sector_bytes == PAGE_SIZE)
-    return next((device for device in alike if device.backing_file == path), None)
+    return next((device for device in table if device.size_limit == mark), None)
+
+
+def remove_mark(name: str) -> None:
+    """Remove what `engine_device` knows NAME's device by."""
+    _mark(name).unlink(missing_ok=True)
 
 
 def names() -> tuple[str, ...]:
@@ -185,3 +204,7 @@ def _lock_once() -> int | None:
 
 def _activation(counters: Counters) -> Activation:
     return activation_from_json(json.dumps(counters.identity()["activation"]))
+
+
+def _mark(name: str) -> Path:
+    return directory(name) / "mark"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseswap.host import loop
+from fuseswap.host import loop, rundir
 from fuseswap.host.ganesha import Export, GaneshaServer
 from fuseswap.host.recursion import fuseswap_below
 from fuseswap.host.swap import make_header
@@ -174,7 +174,8 @@ def test_a_file_system_on_an_engine(disk_dir: Path) -> None:
     with running(MemoryTarget(), IMAGE_BYTES) as engine, ExitStack() as stack:
         below = fuseswap_below(str(engine.path), seconds=10) or ""
         assert below.startswith(f"it lies on the fuseswap mount {engine.path.parent}")
-        device = engine.attach()
+        device = rundir.attach_engine(engine.name).path
+        stack.callback(rundir.remove_mark, engine.name)
         stack.callback(loop.detach, device)
         point = stack.enter_context(ext4_on(device, disk_dir / "inner"))
         line = refused("create", point / "file", "--size", "1M")

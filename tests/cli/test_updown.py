@@ -19,7 +19,7 @@ from fuseswap.cli.main import main
 from fuseswap.host import processes, rundir
 from fuseswap.host.cgroup import MemoryCgroup
 from fuseswap.host.ganesha import GaneshaServer
-from fuseswap.host.loop import detach, loop_device_of
+from fuseswap.host.loop import detach
 from fuseswap.host.swap import PRIORITY_MAX, SwapArea, swap_area
 from fuseswap.swap.counters import Counters, Word
 from fuseswap.swap.header import read_mark
@@ -59,7 +59,7 @@ def opened(path: Path) -> Iterator[None]:
 
 
 def area_of(name: str) -> SwapArea | None:
-    device = loop_device_of(str(rundir.engine_file(name)))
+    device = rundir.engine_device(name)
     return swap_area(device.path) if device is not None else None
 
 

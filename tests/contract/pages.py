@@ -21,7 +21,6 @@ from fuseswap.cli.trace import Assembler, Journey
 from fuseswap.host import rundir
 from fuseswap.host.cgroup import MemoryCgroup
 from fuseswap.host.ganesha import GaneshaServer
-from fuseswap.host.loop import loop_device_of
 from fuseswap.host.swap import PRIORITY_MAX
 from fuseswap.swap.counters import COUNTERS_BYTES, Counters, Word
 from fuseswap.swap.units import PAGE_SIZE
@@ -184,7 +183,7 @@ class LiveSwap:
         wait_until(lambda: not self._in_flight(), seconds=20, what="the end of all requests")
 
     def _in_flight(self) -> int:
-        device = loop_device_of(str(rundir.engine_file(self.name)))
+        device = rundir.engine_device(self.name)
         assert device is not None
         reads, writes = Path("/sys/block", Path(device.path).name, "inflight").read_text().split()
         return int(reads) + int(writes) + self.words()["requests"]

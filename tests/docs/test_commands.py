@@ -18,7 +18,6 @@ import pytest
 
 from fuseswap.host import fusectl, rundir
 from fuseswap.host.ganesha import GaneshaServer
-from fuseswap.host.loop import loop_device_of
 from fuseswap.host.mounts import mount_at, unmount
 from tests.docs.pages import PAGES, ROOT, Command, commands
 from tests.kit.rescue import Leftovers
@@ -84,7 +83,7 @@ class Reader:
             "/etc/exports", str(self.directory / "exports")
         )
         if "/dev/loopN" in text:
-            device = loop_device_of(str(rundir.engine_file(self.name)))
+            device = rundir.engine_device(self.name)
             assert device is not None
             text = text.replace("/dev/loopN", device.path)
         if "connections/39" in text:

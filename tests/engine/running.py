@@ -64,7 +64,9 @@ class Running:
 
     def detach(self) -> None:
         loop.detach(self.device)
-        wait_until(lambda: loop.loop_device_of(str(self.path)) is None, seconds=10, what="the loop device's end")
+        wait_until(
+            lambda: str(self.path) not in rescue.loop_devices().values(), seconds=10, what="the loop device's end"
+        )
         self.device = ""
 
     def unmount(self) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from fuseswap.host.bounded import HostError
-from fuseswap.host.loop import attach, detach, loop_device_of, parse_losetup
+from fuseswap.host.loop import attach, detach, loop_device, loop_devices, parse_losetup
 
 
 def test_parse() -> None:
     device = {"name": "/dev/loop0", "back-file": "/a b", "dio": True, "log-sec": 4096, "autoclear": False}
-    (parsed,) = parse_losetup(json.dumps({"loopdevices": [device]}))
+    (parsed,) = parse_losetup(json.dumps({"loopdevices": [device | {"sizelimit": 512}]}))
     assert (parsed.path, parsed.backing_file, parsed.direct_io) == ("/dev/loop0", "/a b", True)
+    assert (parsed.sector_bytes, parsed.size_limit) == (4096, 512)
     assert parse_losetup("") == ()
 
 
@@ -24,21 +25,28 @@ def backing(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "backing file"
     path.write_bytes(bytes(1 << 20))
     yield path
-    device = loop_device_of(str(path))
-    if device is not None:
-        detach(device.path)
+    for device in on(path):
+        detach(device)
+
+
+def on(path: Path) -> list[str]:
+    """The loop devices on a file."""
+    return [device.path for device in loop_devices() if device.backing_file == str(path)]
 
 
 def test_attach_sets_the_queue_up(backing: Path) -> None:
-    device = attach(str(backing))
+    device = attach(str(backing), 1 << 62)
     assert device.direct_io
     assert device.sector_bytes == 4096
-    queue = Path("/sys/block", Path(device.path).name, "queue")
+    sysfs = Path("/sys/block", Path(device.path).name)
+    queue = sysfs / "queue"
     assert (queue / "max_sectors_kb").read_text().strip() == "1024"
     assert (queue / "wbt_lat_usec").read_text().strip() == "0"
-    assert loop_device_of(str(backing)) == device
+    assert device.size_limit == 1 << 62
+    assert (sysfs / "size").read_text().strip() == str((1 << 20) // 512)
+    assert loop_device(device.path) == device
     detach(device.path)
-    assert loop_device_of(str(backing)) is None
+    assert on(backing) == []
 
 
 def test_without_direct_io_nothing_stays(tmp_path: Path) -> None:
@@ -49,7 +57,7 @@ def test_without_direct_io_nothing_stays(tmp_path: Path) -> None:
         path.write_bytes(bytes(1 << 20))
         with pytest.raises(HostError):
             attach(str(path))
-        assert loop_device_of(str(path)) is None
+        assert on(path) == []
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 

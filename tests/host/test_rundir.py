@@ -2,14 +2,19 @@
 
 import mmap
 import os
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from fuseswap.host import processes, rundir
-from fuseswap.host.bounded import HostError
+from fuseswap.host.bounded import HostError, abandon, run
+from fuseswap.host.loop import detach, loop_device
 from fuseswap.swap.counters import COUNTERS_BYTES, Counters, Level, Word
 from fuseswap.swap.target import Activation, MemoryTarget, activation_to_json
 
@@ -57,6 +62,77 @@ def test_counters(run_directory: Path) -> None:
     assert snapshot.activation == activation
     assert snapshot.words["writes"] == 7
     assert [record.text for record in snapshot.log] == ["hello"]
+
+
+ELSEWHERE = """
+import sys
+from fuseswap.host import rundir
+rundir.RUN_DIRECTORY = sys.argv[1]
+print(rundir.attach_engine("file").path, flush=True)
+input()
+print(rundir.engine_device("file").path)
+"""
+
+
+def mount_engine(directory: Path) -> str:
+    """What stands for the engine's mount below a run directory in the making: a bind mount with one file."""
+    point = directory / "file" / "swap"
+    point.mkdir(parents=True)
+    served = directory.with_name(f"{directory.name}-served")
+    served.mkdir()
+    (served / "file").write_bytes(bytes(1 << 20))
+    return f"mount --bind {served} {point}"
+
+
+@contextmanager
+def engine_elsewhere(directory: Path) -> Iterator["subprocess.Popen[str]"]:
+    """An engine of the same name, with the same paths, in a mount namespace that has another run directory."""
+    other = directory.with_name("elsewhere")
+    script = f'{mount_engine(other)} && mount --rbind {other} {directory} && exec "$@"'
+    process = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-c", ELSEWHERE, directory],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        abandon(process)
+
+
+@pytest.mark.parametrize("lazily", [False, True], ids=["mounted", "unmounted lazily"])
+@pytest.mark.parametrize("first", ["here", "elsewhere"])
+def test_an_engine_of_another_mount_namespace(run_directory: Path, first: str, lazily: bool) -> None:
+    """Its loop device has the same backing file, as text: nobody may take the one for the other."""
+    with ExitStack() as stack:
+        run(mount_engine(run_directory).split())
+        stack.callback(lambda: lazily or run(["umount", str(rundir.engine_mountpoint("file"))]))
+        assert rundir.engine_device("file") is None
+
+        def attach_here() -> str:
+            device = rundir.attach_engine("file").path
+            stack.callback(detach, device)
+            return device
+
+        here = attach_here() if first == "here" else ""
+        process = stack.enter_context(engine_elsewhere(run_directory))
+        assert process.stdout is not None
+        elsewhere = process.stdout.readline().strip()
+        stack.callback(detach, elsewhere)
+        here = here or attach_here()
+        if lazily:
+            run(["umount", "-l", str(rundir.engine_mountpoint("file"))])
+        found = rundir.engine_device("file")
+        assert found is not None
+        assert found.path == here
+        assert process.communicate("\n", timeout=20)[0].strip() == elsewhere
+
+        # The other's namespace has gone, and with it what its path began with.
+        names = {device: (loop_device(device) or found).backing_file for device in (here, elsewhere)}
+        assert names[elsewhere] == "/file"
+        assert names[here] == ("/file" if lazily else str(rundir.engine_file("file")))
+        assert rundir.engine_device("file") == loop_device(here)
 
 
 def test_the_lock_waits_and_leaves_nothing(run_directory: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuseswap.host.bounded import HostError
-from fuseswap.host.loop import attach, detach, loop_device_of
+from fuseswap.host.loop import attach, detach, loop_device
 from fuseswap.host.swap import (
     SwapArea,
     make_header,
@@ -96,7 +96,7 @@ def test_swap_on_a_loop_device(disk_dir: Path) -> None:
     with pytest.raises(HostError, match=r"swapon: .*busy"):
         swapon(device.path, None)
     detach(device.path)
-    found = loop_device_of(str(backing))
+    found = loop_device(device.path)
     assert found is not None
     assert found.autoclear, "a device in use goes with its last user"
     swapoff(device.path, lambda used, seconds: None)

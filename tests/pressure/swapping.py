@@ -10,7 +10,6 @@ from attrs import frozen
 
 from fuseswap.host import rundir
 from fuseswap.host.ganesha import GaneshaServer
-from fuseswap.host.loop import loop_device_of
 from fuseswap.host.swap import PRIORITY_MAX, SwapArea, swap_area, swaps
 from tests.cli.command import Result, finish, fuseswap, start
 from tests.cli.swapped import is_clean, server_process
@@ -39,7 +38,7 @@ class Swap:
         return server_process(self.name, title)
 
     def area(self) -> SwapArea | None:
-        device = loop_device_of(str(rundir.engine_file(self.name)))
+        device = rundir.engine_device(self.name)
         return swap_area(device.path) if device is not None else None
 
     def status(self) -> dict[str, Any]:
