@@ -6,6 +6,7 @@ miss every cache here, and writes that are answered when they are on stable stor
 
 import contextlib
 import json
+import os
 import secrets
 import sys
 from typing import Any
@@ -112,12 +113,28 @@ class _Bench:
         build(steps, failed=lambda _: None, shield=self.interrupts.shield)
 
     def _measure(self) -> None:
-        device = rundir.engine_device(self.name)
-        if device is None:
-            raise HostError(f"{self.name}: its loop device has gone")
+        self.samples = measure(self.name, self.seconds)
+
+
+def measure(name: str, seconds: int) -> list[Sample]:
+    """Every pattern on the loop device of NAME's engine, which is written over. HostError."""
+    gone = HostError(f"{name}: its loop device has gone")
+    device = rundir.engine_device(name)
+    if device is None:
+        raise gone
+    # fio opens it anew for each pattern, by its number, which leads to no other file while it is open here
+    # (loop_clr_fd in drivers/block/loop.c).
+    descriptor = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if rundir.engine_device(name) != device:
+            raise gone
+        samples = []
         for pattern in PATTERNS:
             say(f"bench: {pattern.name}: {pattern.kind}, {pattern.block}, depth {pattern.depth}")
-            self.samples.append(_fio(device.path, pattern, self.seconds))
+            samples.append(_fio(device.path, pattern, seconds))
+        return samples
+    finally:
+        os.close(descriptor)
 
 
 def _fio(device: str, pattern: Pattern, seconds: int) -> Sample:
