@@ -23,6 +23,7 @@ demo: setup
 	$(VENV)/bin/fuseswap demo
 
 check: setup
+	$(VENV)/bin/ruff format --check fuseswap tests bench examples
 	$(VENV)/bin/ruff check fuseswap tests bench examples
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports

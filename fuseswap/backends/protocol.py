@@ -57,7 +57,6 @@ class Attributes:
     mtime_ns: int
     ctime_ns: int
 
-
     @property
     def version(self) -> "Version":
         return Version(self.size, self.mtime_ns, self.ctime_ns)

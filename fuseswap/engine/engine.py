@@ -337,9 +337,7 @@ class Engine:
         request = Request(unique, is_write, offset, count, self._arena)
         if self._tracing:
             self._trace(Stage.ARRIVED, request, 0)
-        extent = (
-            self._reserve.charge_write(pages) if is_write else self._reserve.charge_read(request, pages)
-        )
+        extent = self._reserve.charge_write(pages) if is_write else self._reserve.charge_read(request, pages)
         if extent is not None and self._submit(request, extent):
             self._answer([request])
 

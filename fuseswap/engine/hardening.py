@@ -69,6 +69,7 @@ def touch_heap(size_bytes: int) -> None:
 
 def touch_stack(size_bytes: int) -> None:
     """Use `size_bytes` of the stack once, so that a deep call later does not fault."""
+
     # A ctypes structure passed by value is copied onto the C stack.
     class Block(ctypes.Structure):
         _fields_ = (("data", ctypes.c_char * size_bytes),)

@@ -86,4 +86,3 @@ def set_title(name: str, title: str) -> None:
     # A last byte that is not NUL tells the kernel (get_mm_proctitle) to end the title at its first NUL.
     data = title.encode()[: room - 2].ljust(room - 1, b"\0") + b"\1"
     ctypes.memmove(start, data, room)
-

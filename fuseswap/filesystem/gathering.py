@@ -178,9 +178,7 @@ class Gathering:
 
     async def _send(self, file: _File, piece: _Piece, stable: bool) -> None:
         try:
-            written = await self._backend.write(
-                file.node.handle, piece.offset, bytes(piece.data), stable, piece.caller
-            )
+            written = await self._backend.write(file.node.handle, piece.offset, bytes(piece.data), stable, piece.caller)
             if written.after is not None:
                 file.node.attributes = piece.after = written.after
             file.node.wrote(written)

@@ -196,6 +196,7 @@ ACTIVATION_CHECKS: Final = (
 )
 """All checks, in order."""
 
+
 @frozen
 class DataRange:
     """A stretch of the file that holds data (SEEK_DATA, SEEK_HOLE; FIEMAP), in bytes."""

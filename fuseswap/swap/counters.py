@@ -222,9 +222,7 @@ class Counters:
             if stored == number + 1 and _LENGTH.unpack_from(self._bytes, start)[0] == stored:
                 yield LogRecord(number, time_ns, Level(level), data.decode(errors="replace"))
 
-    def trace(
-        self, stage: int, time_ns: int, unique: int, is_write: bool, offset: int, length: int, xid: int
-    ) -> None:
+    def trace(self, stage: int, time_ns: int, unique: int, is_write: bool, offset: int, length: int, xid: int) -> None:
         """Append a trace record."""
         sequence = self.words[Word.TRACE_SEQUENCE]
         start = TRACE_OFFSET + sequence % TRACE_RECORDS * _TRACE.size

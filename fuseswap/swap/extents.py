@@ -133,9 +133,7 @@ class Mapping:
     """Another file has the same blocks (FIEMAP_EXTENT_SHARED)."""
 
 
-def add_swap_extent(
-    extents: list[SwapExtent], start_page: int, page_count: int, start_block: int
-) -> int:
+def add_swap_extent(extents: list[SwapExtent], start_page: int, page_count: int, start_block: int) -> int:
     """Append slots, which must follow the last extent's (add_swap_extent, mm/swapfile.c); never fails.
 
     Lengthens the last extent and returns 0 if the blocks follow its blocks, else adds one and returns 1. Only
@@ -169,9 +167,7 @@ def device_extents(pages_max: int, bad_pages: Sequence[int]) -> Layout:
     return Layout((SwapExtent(0, pages_max, 0),), pages_max - 1 - len(bad_pages), pages_max - 1, 1)
 
 
-def generic_extents(
-    size_bytes: int, block_bytes: int, pages_max: int, bmap: Callable[[int], int]
-) -> Layout:
+def generic_extents(size_bytes: int, block_bytes: int, pages_max: int, bmap: Callable[[int], int]) -> Layout:
     """The walk of generic_swapfile_activate (mm/page_io.c).
 
     `bmap` gives the physical block of a logical one, 0 for none; block_bytes divides a page. ContractError
@@ -194,9 +190,7 @@ def generic_extents(
         first = physical_block(probe)
         # A page must be aligned on the disk and whole. If not, the walk goes on one block further, and the
         # page that would have begun here is not counted.
-        if first % blocks_per_page or any(
-            physical_block(probe + i) != first + i for i in range(1, blocks_per_page)
-        ):
+        if first % blocks_per_page or any(physical_block(probe + i) != first + i for i in range(1, blocks_per_page)):
             probe += 1
             continue
         block = first // blocks_per_page

@@ -172,9 +172,7 @@ def parse_header(page: bytes, size_bytes: int = 0, regular: bool = False) -> Swa
     swapped = int.from_bytes(page[BOOT_BLOCK_BYTES : BOOT_BLOCK_BYTES + 4], "big") == VERSION
     byte_order: ByteOrder = "big" if swapped else "little"
     order = _STRUCT_ORDER[byte_order]
-    version, last_page, bad_page_count, uuid, label = struct.unpack_from(
-        order + _FIELDS, page, BOOT_BLOCK_BYTES
-    )
+    version, last_page, bad_page_count, uuid, label = struct.unpack_from(order + _FIELDS, page, BOOT_BLOCK_BYTES)
     if swapped and bad_page_count > BAD_PAGES_MAX:
         raise CHECK_OTHER_ENDIAN_BAD_PAGES.refusal(count=bad_page_count)
     if version != VERSION:

@@ -164,8 +164,7 @@ def _plain_verdict(verdict: Verdict) -> dict[str, Any]:
         "pages": verdict.pages,
         "extent_count": len(verdict.extents),
         "extents": [
-            [extent.start_page, extent.page_count, extent.start_block]
-            for extent in verdict.extents[:REPORT_RANGES_MAX]
+            [extent.start_page, extent.page_count, extent.start_block] for extent in verdict.extents[:REPORT_RANGES_MAX]
         ],
         "span": verdict.span,
         "stolen_from": asdict(verdict.stolen_from) if verdict.stolen_from else None,

@@ -187,9 +187,7 @@ def _differs(
 
 
 _CONTENT = "Its pages belong to memory management, which would read back what it never wrote."
-_BLOCKS = (
-    "The pages' places are fixed at activation; whatever frees or moves them makes swap write elsewhere."
-)
+_BLOCKS = "The pages' places are fixed at activation; whatever frees or moves them makes swap write elsewhere."
 _NAME = "A swap file without its name could not be found again to be swapped off."
 _HARMLESS = "It changes neither the pages nor where they lie."
 _READING = "Reading disturbs nothing. What is read is other processes' memory: keep the mode at 0600."
@@ -287,9 +285,7 @@ _ROWS: Final = (
     ),
     _allowed(_O.LINK, "LINK", "A further name takes nothing away; it cannot be removed until swapoff."),
     _allowed(_O.RENAME_DIRECTORY, "RENAME", "The file is found by its inode, not by its path."),
-    _same(
-        _O.REMOVE_DIRECTORY, "RMDIR", ENOTEMPTY, "vfs_rmdir", "A directory that holds a file is not empty."
-    ),
+    _same(_O.REMOVE_DIRECTORY, "RMDIR", ENOTEMPTY, "vfs_rmdir", "A directory that holds a file is not empty."),
     _allowed(_O.STAT, "GETATTR", _HARMLESS),
     _allowed(_O.CHMOD, "SETATTR", _HARMLESS),
     _allowed(_O.CHOWN, "SETATTR", _HARMLESS),

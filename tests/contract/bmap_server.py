@@ -139,9 +139,5 @@ def bmap_server(directory: Path) -> Iterator[BmapServer]:
 
 
 def _output(*command: str) -> str:
-    done = subprocess.run(
-        command, check=True, timeout=30, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    done = subprocess.run(command, check=True, timeout=30, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     return done.stdout.strip()
-
-

@@ -406,9 +406,7 @@ def _fallocate_variants(operation: Operation, mode: int, *offsets: int) -> None:
 
 _fallocate_variants(Operation.FALLOCATE, 0, PAGE_SIZE, SIZE_BYTES)
 _fallocate_variants(Operation.FALLOCATE_KEEP_SIZE, syscalls.FALLOC_KEEP_SIZE, PAGE_SIZE, SIZE_BYTES)
-_fallocate_variants(
-    Operation.FALLOCATE_PUNCH_HOLE, syscalls.FALLOC_PUNCH_HOLE | syscalls.FALLOC_KEEP_SIZE, PAGE_SIZE
-)
+_fallocate_variants(Operation.FALLOCATE_PUNCH_HOLE, syscalls.FALLOC_PUNCH_HOLE | syscalls.FALLOC_KEEP_SIZE, PAGE_SIZE)
 _fallocate_variants(Operation.FALLOCATE_ZERO_RANGE, syscalls.FALLOC_ZERO_RANGE, PAGE_SIZE)
 _fallocate_variants(Operation.FALLOCATE_COLLAPSE_RANGE, syscalls.FALLOC_COLLAPSE_RANGE, PAGE_SIZE)
 _fallocate_variants(Operation.FALLOCATE_INSERT_RANGE, syscalls.FALLOC_INSERT_RANGE, PAGE_SIZE)

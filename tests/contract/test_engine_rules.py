@@ -93,9 +93,7 @@ def test_the_mounted_file(private_file: Path) -> None:
             "FSYNC, FLUSH, RELEASE": [lambda: os.fsync(first), lambda: os.fdatasync(first)],
             "FALLOCATE": [
                 lambda: syscalls.fallocate(first, 0, 0, PAGE_SIZE),
-                lambda: syscalls.fallocate(
-                    first, syscalls.FALLOC_PUNCH_HOLE | syscalls.FALLOC_KEEP_SIZE, 0, PAGE_SIZE
-                ),
+                lambda: syscalls.fallocate(first, syscalls.FALLOC_PUNCH_HOLE | syscalls.FALLOC_KEEP_SIZE, 0, PAGE_SIZE),
             ],
             "SETATTR of the size (truncate)": [
                 lambda: os.truncate(path, 0),

@@ -127,6 +127,7 @@ def facts_of_server(path: Path) -> FileFacts:
 
 # --- files that hypothesis makes ---
 
+
 @st.composite
 def headers(draw: st.DrawFn, pages: int) -> bytes:
     """A page for a file of `pages`: mostly a header that is right or nearly so, as only such gets far."""
@@ -298,9 +299,7 @@ def test_extents_are_the_kernels(
     with descriptor(path, os.O_RDWR | os.O_CREAT) as fd:
         syscalls.fallocate(fd, 0, 0, size_kib * block_kib * KIB)
         for offset, length in collapses:
-            syscalls.fallocate(
-                fd, syscalls.FALLOC_COLLAPSE_RANGE, offset * block_kib * KIB, length * block_kib * KIB
-            )
+            syscalls.fallocate(fd, syscalls.FALLOC_COLLAPSE_RANGE, offset * block_kib * KIB, length * block_kib * KIB)
         os.pwrite(fd, format_header(SwapHeader(last_page)), 0)
         os.fsync(fd)
 
@@ -391,9 +390,7 @@ def make_good(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("read_only", [False, True], ids=["rw", "ro"])
-def test_other_types(
-    native_filesystems: dict[str, NativeFilesystem], directory: Path, read_only: bool
-) -> None:
+def test_other_types(native_filesystems: dict[str, NativeFilesystem], directory: Path, read_only: bool) -> None:
     filesystem = native_filesystems["ext4"]
     (directory / "directory").mkdir()
     os.mkfifo(directory / "fifo")

@@ -303,5 +303,3 @@ def test_answers_say_their_length(unique: int, number: int, body: bytes) -> None
 def test_flags_are_the_header_s() -> None:
     assert [flag.value for flag in InitFlag] == [1, 8, 0x20, 0x8000, 0x200000, 0x400000]
     assert [flag.value for flag in OpenFlag] == [1, 2, 0x20, 0x40]
-
-

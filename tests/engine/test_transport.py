@@ -209,9 +209,7 @@ def test_replies_in_fragments_with_verifiers_and_without_attributes(rig: Rig, se
     assert server.memory[: 3 * PAGE] == pages(7, 3)
 
 
-def test_what_is_larger_than_the_server_takes_goes_in_parts(
-    server: FakeServer, make_rig: Callable[..., Rig]
-) -> None:
+def test_what_is_larger_than_the_server_takes_goes_in_parts(server: FakeServer, make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(server, transfer_bytes_max=2 * PAGE)
     data = random.Random(2).randbytes(16 * PAGE)
     written, fetched = rig.write(0, data), rig.read(20, 15)
@@ -320,9 +318,7 @@ def test_a_stale_handle_may_come_back(rig: Rig, server: FakeServer, status: int)
     assert rig.finish(*requests) == [0, 0]
 
 
-def test_a_handle_that_stays_stale_is_an_error(
-    rig: Rig, server: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_handle_that_stays_stale_is_an_error(rig: Rig, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "STALE_WAIT_NS", 50 * MILLISECOND_NS)
     server.otherwise = fails(codec.NFS3ERR_STALE)
     began = time.monotonic()
@@ -355,9 +351,7 @@ def test_an_error_fails_exactly_the_pages_concerned(
     server.otherwise = judge
     rig.connect()
     # The only slot is taken by the first, so that the others meet in one call.
-    requests = [
-        rig.write(page, pages(page)) if is_write else rig.read(page) for page in (0, 10, 11, 12, 13, 14)
-    ]
+    requests = [rig.write(page, pages(page)) if is_write else rig.read(page) for page in (0, 10, 11, 12, 13, 14)]
 
     assert rig.finish(*requests) == [0, 0, 0, 0, errno.EIO, 0]
     assert max(call.count for _, call in server.calls) == 5 * PAGE
@@ -571,9 +565,7 @@ def test_a_silent_server_is_left_when_a_call_takes_too_long(
     check_sent_again(rig, server)
 
 
-def test_other_replies_do_not_excuse_a_lost_one(
-    rig: Rig, server: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_replies_do_not_excuse_a_lost_one(rig: Rig, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CALL_LIMIT_NS", 50 * MILLISECOND_NS)
     server.script = [silent]
     lost = rig.write(1, pages(1))

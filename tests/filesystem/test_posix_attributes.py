@@ -82,9 +82,7 @@ def test_setgid_is_for_members(here: Path, alice: User) -> None:
 
 @pytest.mark.parametrize("change", ["write", "truncate", "ftruncate", "O_TRUNC"])
 @pytest.mark.parametrize("owner", ["own", "another's"])
-def test_changed_contents_lose_setuid(
-    here: Path, alice: User, bob: User, change: str, owner: str
-) -> None:
+def test_changed_contents_lose_setuid(here: Path, alice: User, bob: User, change: str, owner: str) -> None:
     path = here / "file"
     user = alice if owner == "own" else bob
     # Of a group that may not execute, setgid means something else, and stays if a member changes the file.

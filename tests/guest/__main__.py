@@ -43,9 +43,7 @@ def main() -> int:
             if options.keep:
                 options.keep.mkdir(parents=True, exist_ok=True)
                 for name in ("console", "events"):
-                    (options.keep / f"{number}.{name}").write_bytes(
-                        (guests.directory_of(number) / name).read_bytes()
-                    )
+                    (options.keep / f"{number}.{name}").write_bytes((guests.directory_of(number) / name).read_bytes())
     print(", ".join(f"{ending} {count}" for ending, count in endings.items()))
     return 0 if set(endings) == {"finished"} else 1
 

@@ -89,9 +89,7 @@ def kernel(package: str = KERNEL_PACKAGE) -> Kernel:
     (modules,) = directory.glob("lib/modules/*")
     loads: dict[Path, None] = {}
     for module in _MODULES:
-        lines = _output(
-            "modprobe", "-d", directory, "-S", modules.name, "--show-depends", module
-        ).splitlines()
+        lines = _output("modprobe", "-d", directory, "-S", modules.name, "--show-depends", module).splitlines()
         loads.update((Path(words[1]), None) for line in lines if (words := line.split())[0] == "insmod")
     return Kernel(directory / "boot" / f"vmlinuz-{modules.name}", tuple(loads))
 

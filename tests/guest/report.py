@@ -61,9 +61,7 @@ def _lines(run: Run) -> Iterator[str]:
 def _stage(event: dict[str, Any]) -> Iterator[str]:
     before, after = event["before"], event["after"]
     vmstat = {name: after["vmstat"][name] - before["vmstat"][name] for name in after["vmstat"]}
-    faults = {
-        name: after["engine"][name] - before["engine"][name] for name in ("minor_faults", "major_faults")
-    }
+    faults = {name: after["engine"][name] - before["engine"][name] for name in ("minor_faults", "major_faults")}
     words = after["engine"]["words"]
     yield (
         f"{event['name']}: {event['seconds']} s, wrong pages {event['wrong_pages']}"

@@ -26,7 +26,7 @@ class Access:
 
 
 def explain(history: Iterable[Access]) -> str:
-    """"" if the history is right, else what cannot be; values are written once each.
+    """What cannot be in the history, in words; "" if it is right. Values are written once each.
 
     P. B. Gibbons and E. Korach, Testing Shared Memories, SIAM J. Comput. 26 (1997), theorem 4.1: all accesses
     of one value form a zone from the first end to the last begin. Where that is positive the value must hold

@@ -45,8 +45,9 @@ def test_without_mlockall_it_waits_for_itself(nfs_server: GaneshaServer, nfs_dir
     size = HOG + SIZE
     with (
         small_cgroup(LIMIT) as cgroup,
-        engine_without(["mlockall"], nfs_target(nfs_server, f"{nfs_dir.name}/f", size), size, within=cgroup.command(()))
-        as here,
+        engine_without(
+            ["mlockall"], nfs_target(nfs_server, f"{nfs_dir.name}/f", size), size, within=cgroup.command(())
+        ) as here,
     ):
         swap_on(here)
         with (
@@ -119,9 +120,7 @@ def test_without_freezing_a_collection_stops_the_engine() -> None:
 
 
 @pytest.mark.swap
-def test_with_writeback_throttling_the_writer_waits_for_answers(
-    nfs_server: GaneshaServer, target: NfsTarget
-) -> None:
+def test_with_writeback_throttling_the_writer_waits_for_answers(nfs_server: GaneshaServer, target: NfsTarget) -> None:
     """Whoever reclaims must hand its pages over and go on: so `loop.attach` stores 0 in wbt_lat_usec."""
 
     def late(record: Record, _: random.Random) -> Iterable[Send | Cut]:

@@ -460,9 +460,7 @@ def test_report_of_a_good_file() -> None:
 def test_report_of_a_fragmented_file() -> None:
     mappings = tuple(Mapping(i * PAGE_SIZE, PAGE_SIZE, 2 * i * PAGE_SIZE) for i in range(3000))
     header = format_header(SwapHeader(2999))
-    facts = evolve(
-        GOOD, size_bytes=3000 * PAGE_SIZE, header_page=header, has_swap_rw=False, mappings=mappings
-    )
+    facts = evolve(GOOD, size_bytes=3000 * PAGE_SIZE, header_page=header, has_swap_rw=False, mappings=mappings)
 
     plain = check_report(facts).to_plain()
 

@@ -186,15 +186,11 @@ def test_generic_against_model(layout: tuple[list[int], int], pages_max: int) ->
         with pytest.raises(ContractError, match="swapfile has holes"):
             generic_extents(len(blocks) * block_bytes, block_bytes, pages_max, bmap_of(blocks))
     else:
-        assert expected == generic_extents(
-            len(blocks) * block_bytes, block_bytes, pages_max, bmap_of(blocks)
-        )
+        assert expected == generic_extents(len(blocks) * block_bytes, block_bytes, pages_max, bmap_of(blocks))
 
 
 @given(block_maps(), st.integers(2, 30), st.integers(1, 511))
-def test_a_tail_below_a_block_is_not_looked_at(
-    layout: tuple[list[int], int], pages_max: int, tail: int
-) -> None:
+def test_a_tail_below_a_block_is_not_looked_at(layout: tuple[list[int], int], pages_max: int, tail: int) -> None:
     blocks, block_bytes = layout
     blocks = [block + 8 for block in blocks]
 
@@ -292,9 +288,7 @@ def mapping_lists(draw: st.DrawFn) -> list[Mapping]:
 def test_iomap_against_model(mappings: list[Mapping], pages_max: int, size_bytes: int) -> None:
     """A page of the disk is used if one physically contiguous run of the file covers it, sector by sector."""
     size_bytes = min(size_bytes, mappings[-1].logical + mappings[-1].length)
-    sectors = [
-        (mapping.physical or 0) // 512 + i for mapping in mappings for i in range(mapping.length // 512)
-    ]
+    sectors = [(mapping.physical or 0) // 512 + i for mapping in mappings for i in range(mapping.length // 512)]
     sectors = sectors[: size_bytes // PAGE_SIZE * 8]
     starts = [i for i in range(len(sectors)) if i == 0 or sectors[i] != sectors[i - 1] + 1]
     ends = [*starts[1:], len(sectors)]

@@ -130,9 +130,7 @@ def model(page: bytes, size_bytes: int, regular: bool) -> str:
     pages=st.one_of(st.sampled_from([0, 1, 9, 10, 11, 2**32 - 1, 2**32]), st.integers(0, 2**34)),
     regular=st.booleans(),
 )
-def test_order_of_refusals(
-    version: int, last_page: int, bad_pages: int, order: str, pages: int, regular: bool
-) -> None:
+def test_order_of_refusals(version: int, last_page: int, bad_pages: int, order: str, pages: int, regular: bool) -> None:
     page = raw_header(version, last_page, bad_pages, order=order)
     size_bytes = pages * PAGE_SIZE
 

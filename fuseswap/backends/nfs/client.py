@@ -60,9 +60,7 @@ class ClientStatistics:
 class Client:
     """Serves calls to one NFS server while `run` runs."""
 
-    def __init__(
-        self, addresses: Sequence[Address], connection: Connection, soft_seconds: float | None = None
-    ) -> None:
+    def __init__(self, addresses: Sequence[Address], connection: Connection, soft_seconds: float | None = None) -> None:
         """`connection` is connected already; `addresses` are tried in turn when it is lost.
 
         A call without an answer is EIO after `soft_seconds` (RPC_TASK_SOFT), or waits for ever.
