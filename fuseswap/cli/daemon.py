@@ -14,6 +14,7 @@ from fuseswap.cli.main import explain
 from fuseswap.engine.libc import set_title
 from fuseswap.filesystem.main import run
 from fuseswap.filesystem.options import parse_mount_options
+from fuseswap.host.mounts import Mount, mount_at
 from fuseswap.host.processes import FILESYSTEM, announce_filesystem
 
 _SYSLOG = "/dev/log"
@@ -55,8 +56,20 @@ def serve(source: str, mountpoint: str, options: str, ready: Callable[[], None])
     """Mount and serve until unmounted; `ready` is called once it serves. SourceError, OSError."""
     parsed = parse_mount_options(options)
     set_title(FILESYSTEM, f"{FILESYSTEM} {mountpoint}")
-    announce_filesystem(mountpoint)
-    run(source, mountpoint, parsed, ready)
+    own: Mount | None = None
+
+    def serving() -> None:
+        nonlocal own
+        own = mount_at(mountpoint)
+        if own is not None:
+            announce_filesystem(own)
+        ready()
+
+    def is_on_top() -> bool:
+        now = mount_at(mountpoint)
+        return own is None or (now is not None and (now.major, now.minor) == (own.major, own.minor))
+
+    run(source, mountpoint, parsed, ready=serving, is_on_top=is_on_top)
 
 
 def _log_to_syslog() -> None:

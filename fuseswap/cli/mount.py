@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from fuseswap.cli.failure import Exit, Failure
-from fuseswap.host import processes
+from fuseswap.host import fusectl, processes
 from fuseswap.host.bounded import abandon, call
 from fuseswap.host.mounts import FILESYSTEM_TYPE, Mount, absolute, mount_at, unmount
 
@@ -72,7 +72,7 @@ def start(source: str, mountpoint: str, options: str) -> None:
             raise Failure(report["error"], Exit(int(report["code"])))
     except BaseException:
         abandon(process)
-        while mount_at(mountpoint) is not None:
+        while (mounted := mount_at(mountpoint)) is not None and _is_left_behind(mounted, source):
             unmount(mountpoint)
         raise
     finally:
@@ -96,15 +96,23 @@ def _answer(reader: int, source: str, last_words: int) -> dict[str, Any]:
     return {"error": f"{source}: its filesystem process ended: {words.splitlines()[-1]}", "code": Exit.FAILED}
 
 
+def _is_left_behind(mounted: Mount, source: str) -> bool:
+    """Whether it is one of `source` without a process: something else may have been mounted there meanwhile."""
+    return mounted.type == FILESYSTEM_TYPE and mounted.source == source and not processes.filesystems(mounted)
+
+
 def stop(mounted: Mount, *, seconds: float = _END_SECONDS) -> None:
     """Unmount, and wait for the filesystem process to end, which is killed after `seconds`.
 
+    It goes on if what it serves is mounted elsewhere, too: bound to another directory, or in another namespace.
     HostError if the mount is busy, `Hung` if it cannot write out what it holds.
     """
     pids = processes.filesystems(mounted)
     found = [process for pid in pids if (process := processes.find(pid, processes.FILESYSTEM))]
     try:
         unmount(mounted.mountpoint)
+        if found and fusectl.is_connected(mounted):
+            return
         for process in found:
             # umount has waited for what was written; a process that stays has nothing left to do.
             if not process.wait(seconds):

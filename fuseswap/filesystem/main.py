@@ -43,18 +43,29 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 
 
-def run(source: str, mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
+def run(
+    source: str,
+    mountpoint: str,
+    options: MountOptions,
+    *,
+    ready: Callable[[], None],
+    is_on_top: Callable[[], bool],
+) -> None:
     """Mount `source` on `mountpoint` and serve until it is unmounted or a signal comes.
 
-    `ready` is called once the mount answers. Errors before that: SourceError, or OSError with one line of text.
+    `ready` is called once the mount answers. `is_on_top` is asked at the end: unmounting goes by the path, where
+    something else may lie by then; if so the mount stays, without a process. Errors before `ready`: SourceError, or
+    OSError with one line of text.
     """
     _check_mountpoint(mountpoint)
     _keep_freed_memory()
     with first_error():
-        trio.run(_serve, source, mountpoint, options, ready)
+        trio.run(_serve, source, mountpoint, options, ready, is_on_top)
 
 
-async def _serve(source: str, mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
+async def _serve(
+    source: str, mountpoint: str, options: MountOptions, ready: Callable[[], None], is_on_top: Callable[[], bool]
+) -> None:
     async with open_source(source, options.soft_seconds) as backend, trio.open_nursery() as nursery:
         active = ActiveFiles(backend, source)
         _adopt(backend, active, nursery)
@@ -79,7 +90,7 @@ async def _serve(source: str, mountpoint: str, options: MountOptions, ready: Cal
             with trio.move_on_after(GRACE_SECONDS):
                 await operations.gathering.drain_all()
         finally:
-            pyfuse3.close(unmount=True)
+            pyfuse3.close(unmount=is_on_top())
             nursery.cancel_scope.cancel()
 
 

@@ -43,6 +43,12 @@ def waiting(mount: Mount) -> int:
             return 0
 
 
+def is_connected(mount: Mount) -> bool:
+    """Whether its file system is there, that is: mounted anywhere, in any namespace, or in use."""
+    with control(mount) as directory:
+        return directory.exists()
+
+
 def abort(mount: Mount) -> None:
     """End the connection: every pending and later request on it fails at once with ECONNABORTED or ENOTCONN.
 

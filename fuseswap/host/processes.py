@@ -5,7 +5,6 @@ very device that hangs.
 """
 
 import contextlib
-import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -14,8 +13,7 @@ from pathlib import Path
 from attrs import frozen
 
 from fuseswap.host.bounded import wait_for_exit
-from fuseswap.host.mounts import Mount, parse_mountinfo
-from fuseswap.host.procfs import read_table
+from fuseswap.host.mounts import Mount
 
 ENGINE = "fuseswap-engine"
 SUPERVISOR = "fuseswap-supervisor"
@@ -93,22 +91,22 @@ def named(title: str) -> Iterator[int]:
             yield int(entry.name)
 
 
-def announce_filesystem(mountpoint: str) -> None:
-    """Make this process known as the filesystem process of `mountpoint`, for as long as it lives.
+def announce_filesystem(mounted: Mount) -> None:
+    """Make this process known as the one that serves this mount, for as long as it lives.
 
-    By the name of an open memory file: it is never cut short, and never swapped out, as a title is.
+    By the name of an open memory file: unlike a title it cannot be cut short or swapped out, and a mount has its device
+    number to itself, whatever it is called in which namespace.
     """
-    os.memfd_create(_mark(mountpoint))
+    os.memfd_create(_mark(mounted))
 
 
 def filesystems(mounted: Mount) -> list[int]:
-    """The filesystem processes of this mount: those of its mount point in whose namespace it is."""
-    return [pid for pid in named(FILESYSTEM) if _holds(pid, _mark(mounted.mountpoint)) and _sees(pid, mounted)]
+    """The processes that have announced that they serve this mount."""
+    return [pid for pid in named(FILESYSTEM) if _holds(pid, _mark(mounted))]
 
 
-def _mark(mountpoint: str) -> str:
-    # A hash, because memfd_create(2) takes names of at most 249 bytes.
-    return f"{FILESYSTEM} {hashlib.sha256(os.fsencode(mountpoint)).hexdigest()}"
+def _mark(mounted: Mount) -> str:
+    return f"{FILESYSTEM} {mounted.major}:{mounted.minor}"
 
 
 def _holds(pid: int, memory_file: str) -> bool:
@@ -117,14 +115,6 @@ def _holds(pid: int, memory_file: str) -> bool:
             if str(entry.readlink()) == f"/memfd:{memory_file} (deleted)":
                 return True
     return False
-
-
-def _sees(pid: int, mounted: Mount) -> bool:
-    try:
-        table = parse_mountinfo(read_table(f"/proc/{pid}/mountinfo"))
-    except OSError:
-        return False
-    return any((each.major, each.minor) == (mounted.major, mounted.minor) for each in table)
 
 
 def comm(pid: int) -> str:

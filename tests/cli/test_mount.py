@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,62 @@ def test_umount_ends_no_process_of_another_mount(nfs_server: GaneshaServer, nfs_
     finally:
         elsewhere.terminate()
         finish(elsewhere)
+
+
+@pytest.mark.parametrize("how", ["bind", "move", "namespace"])
+def test_umount_ends_no_process_of_what_is_mounted_elsewhere_too(
+    nfs_server: GaneshaServer, nfs_dir: Path, disk_dir: Path, how: str
+) -> None:
+    url = nfs_server.url(nfs_dir.name)
+    point, other = disk_dir / "mnt", disk_dir / "other"
+    for each in (point, other):
+        each.mkdir()
+    assert fuseswap("mount", url, point).code == 0
+    (point / "file").write_bytes(b"content")
+    process = servers(point)
+    if how == "namespace":
+        assert fuseswap("umount", point, wrapper=("unshare", "--mount", "--propagation", "private")).code == 0
+        other = point
+    else:
+        subprocess.run(["mount", f"--{how}", point, other], check=True)
+        if how == "move":
+            assert fuseswap("mount", url, point).code == 0
+        assert fuseswap("umount", point).code == 0
+        assert mount_at(str(point)) is None
+    assert (other / "file").read_bytes() == b"content"
+    assert servers(point) == process
+    assert fuseswap("umount", other).code == 0
+    assert servers(point) == []
+
+
+def test_what_somebody_mounted_on_it_stays(nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path) -> None:
+    """When the filesystem process below is told to leave."""
+    process = start("mount", "-f", nfs_server.url(nfs_dir.name), mount_point)
+    assert process.stdout is not None
+    assert "is mounted on" in process.stdout.readline()
+    subprocess.run(["mount", "-t", "tmpfs", "none", mount_point], check=True)
+    try:
+        (mount_point / "file").touch()
+        process.terminate()
+        assert finish(process).code == 0
+        assert (mount_point / "file").exists()
+    finally:
+        subprocess.run(["umount", mount_point], check=True)
+
+
+def test_what_somebody_mounted_meanwhile_stays(mount_point: Path) -> None:
+    """When a mount fails."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        process = start("mount", f"nfs://127.0.0.1/export?nfsport={port}&mountport={port}", mount_point)
+        with silent.accept()[0]:
+            subprocess.run(["mount", "-t", "tmpfs", "none", mount_point], check=True)
+            try:
+                process.send_signal(signal.SIGINT)
+                assert finish(process).code == 1
+                assert mount_at(str(mount_point)) is not None
+            finally:
+                subprocess.run(["umount", mount_point], check=True)
 
 
 def test_an_interrupted_mount_leaves_nothing(mount_point: Path) -> None:

@@ -32,7 +32,11 @@ def count(number, frame):
     (table,) = (thing for thing in gc.get_objects() if isinstance(thing, InodeTable))
     logging.info("%d nodes", len(table))
 signal.signal(signal.SIGUSR2, count)
-run(sys.argv[1], sys.argv[2], parse_mount_options(sys.argv[3]), lambda: os.write(ready, b"ready"))
+run(
+    *(sys.argv[1], sys.argv[2], parse_mount_options(sys.argv[3])),
+    ready=lambda: os.write(ready, b"ready"),
+    is_on_top=lambda: True,
+)
 """
 
 _libc = ctypes.CDLL(None, use_errno=True)
