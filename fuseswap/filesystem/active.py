@@ -5,6 +5,7 @@ attributes are a copy in memory with the size pinned: nothing that a user asks o
 no answer can shrink what the engine and the loop device believe (a GETATTR that does breaks swap-in).
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -16,7 +17,7 @@ import trio
 from attrs import define, evolve
 
 from fuseswap.backends.protocol import Attributes, Backend, Caller, Handle, SetAttributes
-from fuseswap.filesystem.adoption import active_elsewhere
+from fuseswap.filesystem import adoption
 from fuseswap.filesystem.facts import gather_facts
 from fuseswap.swap.activation import CHECK_ACTIVE, swap_activate
 from fuseswap.swap.errors import ContractError
@@ -47,17 +48,23 @@ class _Guarded:
     attributes: Attributes | None = None
     mark: Mark | None = None
     """Ours in the header page."""
+    is_adopted: bool = False
+    """Activated on another mount, or by a process before this one."""
 
 
 class ActiveFiles:
     """All files of the mount that are swap, or on their way to or from it."""
 
-    def __init__(self, backend: Backend, source: str) -> None:
+    def __init__(self, backend: Backend, source: str, nursery: trio.Nursery) -> None:
         self._backend = backend
         self._source = source
+        self._nursery = nursery
         self._files: dict[Handle, _Guarded] = {}
+        self._present: object = None
+        """Which counters there were when all engines were looked at."""
 
     def __bool__(self) -> bool:
+        self._follow()
         return bool(self._files)
 
     def handles(self) -> Iterable[Handle]:
@@ -66,15 +73,15 @@ class ActiveFiles:
 
     def state_of(self, handle: Handle) -> FileState:
         """Where the file is in its life as swap."""
+        self._follow()
         guarded = self._files.get(handle)
         return FileState.ORDINARY if guarded is None else guarded.state
 
     def check(self, operation: Operation, handle: Handle) -> None:
         """OSError with the errno of the table of operations, if it refuses."""
-        if self._files:
-            outcome = verdict(operation, self.state_of(handle))
-            if outcome > 0:
-                raise OSError(outcome, os.strerror(outcome))
+        outcome = verdict(operation, self.state_of(handle))
+        if outcome > 0:
+            raise OSError(outcome, os.strerror(outcome))
 
     def activation_of(self, handle: Handle) -> Activation | None:
         """The activation of an active file."""
@@ -150,18 +157,42 @@ class ActiveFiles:
         self._next(guarded.state, Event.CLEAR)
         del self._files[handle]
 
-    def adopt(self, handle: Handle, activation: Activation) -> None:
-        """A file that an engine serves already."""
-        if handle not in self._files:
-            self._files[handle] = _Guarded(self._next(FileState.ORDINARY, Event.ADOPT), activation)
+    def _follow(self) -> None:
+        """Adopt what engines have come to serve elsewhere, and let go of what has no engine's counters any more.
 
-    async def learn_mark(self, handle: Handle) -> None:
+        Asked at each operation that could be refused: a write between the beginning of an engine and the next look
+        would be one to a page of swap.
+        """
+        present = adoption.present()
+        if present == self._present:
+            return
+        # A server has addresses that we do not know of. The same handle on two servers costs no more than that
+        # a file which is not active is refused as if it were.
+        found = {
+            engine.activation.target.file_handle: engine
+            for engine in adoption.engines()
+            if isinstance(engine.activation.target, NfsTarget)
+        }
+        for handle, guarded in list(self._files.items()):
+            if guarded.is_adopted and guarded.state is FileState.ACTIVE and handle not in found:
+                del self._files[handle]
+        for handle, engine in found.items():
+            if engine.is_alive and handle not in self._files:
+                log.info("%s is active", engine.activation.source)
+                state = self._next(FileState.ORDINARY, Event.ADOPT)
+                self._files[handle] = _Guarded(state, engine.activation, is_adopted=True)
+                self._nursery.start_soon(self._learn_mark, handle)
+        # One that has not begun is looked at again.
+        self._present = present if all(engine.has_begun for engine in found.values()) else None
+
+    async def _learn_mark(self, handle: Handle) -> None:
         """Of an adopted file: read whose mark its header page bears, while it can only be ours."""
-        page = await self._backend.read(handle, 0, PAGE_SIZE, ROOT)
-        mark = read_mark(page)
-        guarded = self._files.get(handle)
-        if guarded is not None and mark is not None:
-            guarded.mark = mark
+        with contextlib.suppress(OSError):
+            page = await self._backend.read(handle, 0, PAGE_SIZE, ROOT)
+            mark = read_mark(page)
+            guarded = self._files.get(handle)
+            if guarded is not None and mark is not None:
+                guarded.mark = mark
 
     async def _grant(self, handle: Handle, guarded: _Guarded, request: ActivationRequest, path: bytes | None) -> None:
         facts = await gather_facts(self._backend, handle, ROOT, active=False)
@@ -205,8 +236,8 @@ class ActiveFiles:
 
 
 def _is_served(handle: Handle) -> bool:
-    """Whether an engine serves the file: it may have been activated on another mount since this one began."""
-    targets = [activation.target for activation in active_elsewhere()]
+    """Whether an engine serves the file."""
+    targets = [engine.activation.target for engine in adoption.engines() if engine.is_alive]
     return any(isinstance(target, NfsTarget) and target.file_handle == handle for target in targets)
 
 

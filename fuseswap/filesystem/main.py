@@ -14,14 +14,11 @@ import pyfuse3
 import trio
 
 from fuseswap.backends.groups import first_error
-from fuseswap.backends.protocol import Backend
 from fuseswap.backends.source import open_source
 from fuseswap.filesystem import handshake, readahead
 from fuseswap.filesystem.active import ROOT, ActiveFiles
-from fuseswap.filesystem.adoption import active_elsewhere
 from fuseswap.filesystem.operations import Operations
 from fuseswap.filesystem.options import MountOptions
-from fuseswap.swap.target import NfsTarget
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +64,7 @@ async def _serve(
     source: str, mountpoint: str, options: MountOptions, ready: Callable[[], None], is_on_top: Callable[[], bool]
 ) -> None:
     async with open_source(source, options.soft_seconds) as backend, trio.open_nursery() as nursery:
-        active = ActiveFiles(backend, source)
-        _adopt(backend, active, nursery)
+        active = ActiveFiles(backend, source, nursery)
         root = await backend.getattr(backend.root, ROOT)
         statistics = await backend.statistics(backend.root, ROOT)
         operations = Operations(backend, root, statistics, active, nursery, options)
@@ -125,26 +121,6 @@ def _keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
     libc.mallopt(_M_TRIM_THRESHOLD, _HEAP_FREE_BYTES_MAX)
-
-
-def _adopt(backend: Backend, active: ActiveFiles, nursery: trio.Nursery) -> None:
-    try:
-        mine = backend.swap_target(backend.root)
-    except OSError:
-        return
-    for activation in active_elsewhere():
-        target = activation.target
-        # A server has addresses that we do not know of. The same handle on two servers costs no more than that
-        # a file which is not active is refused as if it were.
-        if isinstance(mine, NfsTarget) and isinstance(target, NfsTarget):
-            log.info("%s is active", activation.source)
-            active.adopt(target.file_handle, activation)
-            nursery.start_soon(_learn_mark, active, target.file_handle)
-
-
-async def _learn_mark(active: ActiveFiles, handle: bytes) -> None:
-    with contextlib.suppress(OSError):
-        await active.learn_mark(handle)
 
 
 def _check_mountpoint(mountpoint: str) -> None:

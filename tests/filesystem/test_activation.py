@@ -16,6 +16,7 @@ from fuseswap.swap.counters import COUNTERS_BYTES, Counters, Word
 from fuseswap.swap.header import read_mark
 from fuseswap.swap.target import activation_from_json
 from fuseswap.swap.units import PAGE_SIZE, XATTR_ACTIVATE, XATTR_ACTIVATION
+from tests.engine.running import nfs_target, running
 from tests.filesystem.conftest import Mount
 from tests.filesystem.swapfile import (
     BOOT,
@@ -30,6 +31,8 @@ from tests.filesystem.swapfile import (
 )
 from tests.kit.proxy import WRITE, Cut, Proxy, Record, Send, forward
 from tests.kit.wait import wait_until
+
+MIB = 1 << 20
 
 
 def fails(number: int) -> "pytest.RaisesExc[OSError]":
@@ -367,13 +370,37 @@ def test_a_new_process_knows_the_files_of_running_engines(
     from fuseswap.filesystem import adoption
 
     run_directory = tmp_path / "run"
-    for name, pid in (("mine", os.getpid()), ("dead", 0)):
+    for name, pid in (("alive", os.getpid()), ("beginning", 0), ("dead", 1)):
         _write_counters(run_directory / name / "counters", activation(active), pid)
     (run_directory / "odd").mkdir()
     (run_directory / "odd/counters").write_bytes(b"garbage")
     monkeypatch.setattr(adoption, "_is_engine", lambda pid, ticks: pid == os.getpid())
-    found = list(adoption.active_elsewhere(run_directory))
-    assert [item.source for item in found] == [activation(active)["source"]]
+    found = [(engine.has_begun, engine.is_alive) for engine in adoption.engines(str(run_directory))]
+    assert found == [(True, True), (False, False), (True, False)]
+    assert {name for name, _ in adoption.present(str(run_directory))} == {"alive", "beginning", "dead", "odd"}
+
+
+def test_a_file_that_becomes_swap_by_way_of_another_mount(nfs: Path, nfs_server: GaneshaServer, nfs_dir: Path) -> None:
+    """Of the same machine: this mount knew it as an ordinary one, and had it open."""
+    path = nfs / "file"
+    target = nfs_target(nfs_server, f"{nfs_dir.name}/file", MIB)
+    with path.open("r+b", buffering=0) as opened:
+        opened.write(b"before")
+        with running(target, MIB) as engine:
+            for refused, number in (
+                (lambda: opened.write(b"x"), errno.ETXTBSY),
+                (lambda: opened.truncate(0), errno.ETXTBSY),
+                (path.unlink, errno.EPERM),
+                (lambda: path.rename(nfs / "other"), errno.EPERM),
+            ):
+                with fails(number):
+                    refused()
+            assert activation(path)["size_bytes"] == MIB
+            engine.unmount()
+            wait_until(engine.ended, seconds=10)
+        opened.write(b"after")
+        opened.truncate(0)
+    path.unlink()
 
 
 def _write_counters(path: Path, plain: dict[str, object], pid: int) -> None:
