@@ -21,7 +21,7 @@ from fuseswap.filesystem import adoption
 from fuseswap.filesystem.facts import gather_facts
 from fuseswap.swap.activation import CHECK_ACTIVE, swap_activate
 from fuseswap.swap.errors import ContractError
-from fuseswap.swap.header import MARK_BYTES, MARK_OFFSET, Mark, clear_mark, put_mark, read_mark
+from fuseswap.swap.header import MARK_BYTES, MARK_OFFSET, NO_UUID, Mark, clear_mark, put_mark, read_mark
 from fuseswap.swap.lifecycle import Event, next_state
 from fuseswap.swap.report import check_report
 from fuseswap.swap.rules import FileState, Operation, verdict
@@ -209,6 +209,9 @@ class ActiveFiles:
             log.warning("took the swap file over from machine %s", found.stolen_from.machine_id)
         target = self._backend.swap_target(handle)
         attributes = await self._backend.getattr(handle, ROOT)
+        identity = "" if found.header.uuid == NO_UUID else f"{found.header.uuid} {attributes.fileid}"
+        if identity and any(engine.activation.identity == identity for engine in adoption.engines() if engine.is_alive):
+            raise OSError(CHECK_ACTIVE.errno, CHECK_ACTIVE.text)
         area = page[MARK_OFFSET : MARK_OFFSET + MARK_BYTES]
         await self._backend.write(handle, MARK_OFFSET, area, True, ROOT)
         if read_mark(facts.header_page) != mark:
@@ -218,7 +221,7 @@ class ActiveFiles:
             raise OSError(errno.EBUSY, "another machine activates the same file")
         guarded.mark = mark
         guarded.attributes = evolve(attributes, size=facts.size_bytes)
-        guarded.activation = Activation(_below(self._source, path), facts.size_bytes, target)
+        guarded.activation = Activation(_below(self._source, path), facts.size_bytes, target, identity)
 
     async def _clear_mark(self, handle: Handle, guarded: _Guarded) -> None:
         page = await self._backend.read(handle, 0, PAGE_SIZE, ROOT)

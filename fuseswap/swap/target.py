@@ -65,6 +65,8 @@ class Activation:
     size_bytes: int
     """Size of the file, a whole number of pages; fixed while active."""
     target: NfsTarget | MemoryTarget
+    identity: str = ""
+    """UUID of the header and fileid: the same by whatever export, and so whatever handle, the file is reached."""
 
     @property
     def pages(self) -> int:

@@ -93,14 +93,14 @@ def is_running(pid: int) -> bool:
 
 @contextmanager
 def running(
-    target: NfsTarget | MemoryTarget, size_bytes: int, *, reserve_bytes: int | None = None
+    target: NfsTarget | MemoryTarget, size_bytes: int, *, reserve_bytes: int | None = None, identity: str = ""
 ) -> Iterator[Running]:
     """Start an engine; at the end nothing of it is left, whatever has become of it."""
     name = f"test-{uuid.uuid4().hex[:12]}"
     directory = Path(RUN_DIRECTORY, name)
     pids: list[int] = []
     try:
-        path = launch(name, Activation("test", size_bytes, target), reserve_bytes=reserve_bytes)
+        path = launch(name, Activation("test", size_bytes, target, identity), reserve_bytes=reserve_bytes)
         with (directory / "counters").open("r+b") as file:
             counters = Counters(mmap.mmap(file.fileno(), 0))
         pids += [int(counters.words[Word.ENGINE_PID])]

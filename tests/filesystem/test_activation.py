@@ -5,6 +5,7 @@ import os
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from fuseswap.host.ganesha import Export, GaneshaServer
 from fuseswap.swap.counters import COUNTERS_BYTES, Counters, Word
-from fuseswap.swap.header import read_mark
+from fuseswap.swap.header import SwapHeader, format_header, read_mark
 from fuseswap.swap.target import activation_from_json
 from fuseswap.swap.units import PAGE_SIZE, XATTR_ACTIVATE, XATTR_ACTIVATION
 from tests.engine.running import nfs_target, running
@@ -401,6 +402,23 @@ def test_a_file_that_becomes_swap_by_way_of_another_mount(nfs: Path, nfs_server:
         opened.write(b"after")
         opened.truncate(0)
     path.unlink()
+
+
+def test_a_file_that_is_swap_by_way_of_another_export(
+    mount: Mount, make_nfs_server: Callable[..., GaneshaServer]
+) -> None:
+    """Its handle is another there."""
+    server = make_nfs_server(Export("a"), Export("a/b"))
+    whole, part = mount(server.url()).point, mount(server.url(export="a/b")).point
+    header = format_header(SwapHeader(last_page=PAGES - 1, uuid=uuid.uuid4()))
+    (whole / "b/file").write_bytes(header + os.urandom((PAGES - 1) * PAGE_SIZE))
+    activate(whole / "b/file")
+    found = activation_from_json(os.getxattr(whole / "b/file", XATTR_ACTIVATION))
+    with running(found.target, found.size_bytes, identity=found.identity), fails(errno.EBUSY):
+        activate(part / "file")
+    deactivate(whole / "b/file")
+    activate(part / "file")
+    assert activation_from_json(os.getxattr(part / "file", XATTR_ACTIVATION)).target != found.target
 
 
 def _write_counters(path: Path, plain: dict[str, object], pid: int) -> None:
