@@ -64,7 +64,7 @@ class ActiveFiles:
         """Which counters there were when all engines were looked at."""
 
     def __bool__(self) -> bool:
-        self._follow()
+        self.follow()
         return bool(self._files)
 
     def handles(self) -> Iterable[Handle]:
@@ -73,7 +73,7 @@ class ActiveFiles:
 
     def state_of(self, handle: Handle) -> FileState:
         """Where the file is in its life as swap."""
-        self._follow()
+        self.follow()
         guarded = self._files.get(handle)
         return FileState.ORDINARY if guarded is None else guarded.state
 
@@ -85,6 +85,7 @@ class ActiveFiles:
 
     def activation_of(self, handle: Handle) -> Activation | None:
         """The activation of an active file."""
+        self.follow()
         guarded = self._files.get(handle)
         return None if guarded is None else guarded.activation
 
@@ -157,7 +158,7 @@ class ActiveFiles:
         self._next(guarded.state, Event.CLEAR)
         del self._files[handle]
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
         """Adopt what engines have come to serve elsewhere, and let go of what has no engine's counters any more.
 
         Asked at each operation that could be refused: a write between the beginning of an engine and the next look

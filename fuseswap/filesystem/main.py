@@ -65,6 +65,7 @@ async def _serve(
 ) -> None:
     async with open_source(source, options.soft_seconds) as backend, trio.open_nursery() as nursery:
         active = ActiveFiles(backend, source, nursery)
+        active.follow()
         root = await backend.getattr(backend.root, ROOT)
         statistics = await backend.statistics(backend.root, ROOT)
         operations = Operations(backend, root, statistics, active, nursery, options)
