@@ -6,7 +6,9 @@ allocate it all.
 """
 
 import errno
+import hashlib
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -29,6 +31,7 @@ DEFAULT_BYTES = 4 << 30
 _BLOCK_BYTES = 1 << 20
 _BLOCKS_IN_FLIGHT = 8
 _CLEANUP_SECONDS = 10.0
+_STEM_BYTES_MAX = 200
 _STALE_SECONDS = 3.0
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -94,6 +97,8 @@ class _Creation:
     def __init__(self, place: Place, name: bytes, shown: str) -> None:
         self._place = place
         self._name = name
+        # A hidden name has no room for all of a long one, whose beginning others share.
+        self._stem = name if len(name) <= _STEM_BYTES_MAX else hashlib.sha256(name).hexdigest().encode()
         self._shown = shown
         self._caller = Caller(os.getuid(), os.getgid())
 
@@ -105,7 +110,7 @@ class _Creation:
         await self._require_room(size)
         await self._remove_stale()
         header = make_header(size)
-        hidden = b".%b.%b.part" % (self._name[:200], secrets.token_hex(4).encode())
+        hidden = b".%b.%b.part" % (self._stem, secrets.token_hex(4).encode())
         root = self._place.root
         try:
             handle, made = await self._place.create(root, hidden, 0o600, True, self._caller)
@@ -252,7 +257,7 @@ class _Creation:
         while not end:
             listing = await self._place.readdir(self._place.root, cookie, verifier, self._caller)
             for entry in listing.entries:
-                if entry.name.startswith(b".%b." % self._name[:200]) and entry.name.endswith(b".part"):
+                if re.fullmatch(rb"\.%b\.[0-9a-f]{8}\.part" % re.escape(self._stem), entry.name):
                     looked_up = await self._lookup(entry.name)
                     if looked_up is not None:
                         found[entry.name] = looked_up[1]

@@ -45,6 +45,27 @@ def test_what_a_killed_create_left_goes_with_the_next(disk_dir: Path) -> None:
     assert (file.stat().st_nlink, file.stat().st_size) == (1, 1 << 20)
 
 
+def test_what_others_may_have_called_so_is_kept(disk_dir: Path) -> None:
+    """A file of no `create`, of the `create` of another name, and of one whose long name begins alike."""
+    long = "x" * 230
+    kept = [".host.notes.part", ".host.1.deadbeef.part", ".host.DEADBEEF.part", f".{long[:200]}.deadbeef.part"]
+    for name in kept:
+        (disk_dir / name).write_bytes(b"somebody else's")
+    for name in ("host", long):
+        assert fuseswap("create", disk_dir / name, "--size", "40K").code == 0
+    assert {path.name for path in disk_dir.iterdir()} == {*kept, "host", long}
+
+
+def test_what_a_killed_create_of_a_long_name_left_goes(disk_dir: Path) -> None:
+    file = disk_dir / ("x" * 255)
+    process = start("create", file, "--size", "8G")
+    wait_until(lambda: list(disk_dir.iterdir()), seconds=20, what="the beginning of the file")
+    process.kill()
+    finish(process)
+    assert fuseswap("create", file, "--size", "40K").code == 0
+    assert list(disk_dir.iterdir()) == [file]
+
+
 def test_local_files_are_kept(disk_dir: Path) -> None:
     (disk_dir / "notes").write_text("important")
     assert fuseswap("create", disk_dir / "notes", "--size", "1M").code == 3
