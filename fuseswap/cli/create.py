@@ -5,6 +5,7 @@ or not at all, and never in the place of another. Its content is random: a serve
 allocate it all.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -32,9 +33,10 @@ _BLOCK_BYTES = 1 << 20
 _BLOCKS_IN_FLIGHT = 8
 _CLEANUP_SECONDS = 10.0
 _STEM_BYTES_MAX = 200
-_STALE_SECONDS = 3.0
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+
+_GONE = (errno.ENOENT, errno.ESTALE)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -104,11 +106,10 @@ class _Creation:
 
     async def run(self, size_bytes: int | None) -> bool:
         if await self._is_there(size_bytes):
-            await self._remove_stale()
+            await self._remove_others()
             return False
         size = DEFAULT_BYTES if size_bytes is None else size_bytes
         await self._require_room(size)
-        await self._remove_stale()
         header = make_header(size)
         hidden = b".%b.%b.part" % (self._stem, secrets.token_hex(4).encode())
         root = self._place.root
@@ -127,11 +128,13 @@ class _Creation:
             if not await self._linked(handle, made.fileid):
                 await self._require_nothing(size)
                 await self._place.rename(root, hidden, root, self._name, self._caller)
-                return True
-        except BaseException:
+        except BaseException as error:
             await self._remove(hidden)
+            if isinstance(error, OSError) and error.errno in _GONE:
+                await self._require_nothing(None)
             raise
         await self._remove(hidden)
+        await self._remove_others()
         return True
 
     async def _linked(self, handle: Handle, fileid: int) -> bool:
@@ -190,9 +193,12 @@ class _Creation:
     async def _require_room(self, size: int) -> None:
         statistics = await self._place.statistics(self._place.root, self._caller)
         if statistics.available_bytes < size:
+            # Whether a `create` is at work on them only the user knows.
+            hidden = [os.fsdecode(name) for name in await self._hidden()]
+            remove = f"remove {', '.join(hidden)} if no other create is at work" if hidden else "make room"
             raise Failure(
                 f"{self._shown}: no room: {format_size(statistics.available_bytes)} are free there,"
-                f" {format_size(size)} are needed: make room or choose a smaller --size",
+                f" {format_size(size)} are needed: {remove} or choose a smaller --size",
                 Exit.SERVER,
             )
 
@@ -230,39 +236,27 @@ class _Creation:
         if limit.cancelled_caught:
             warn(f"{self._shown}: the server does not answer: remove {os.fsdecode(hidden)} beside it later")
 
-    async def _remove_stale(self) -> None:
-        """Remove what a killed `create` of this name left: a second name of the file when it was whole already.
+    async def _remove_others(self) -> None:
+        """Remove every hidden file of the name, now that the name has its file.
 
-        One at work is known by its file's growth.
+        Not before: in a COMMIT, or while its server is away, the file of a `create` at work grows no more than what
+        a killed one left.
         """
-        before = await self._hidden()
-        if not before:
-            return
-        whole = await self._lookup(self._name)
-        for name, attributes in list(before.items()):
-            if whole is not None and attributes.fileid == whole[1].fileid:
-                del before[name]
-                await self._remove(name)
-        if not before:
-            return
-        await trio.sleep(_STALE_SECONDS)
-        for name, now in (await self._hidden()).items():
-            then = before.get(name)
-            if then is not None and (then.size, then.mtime_ns) == (now.size, now.mtime_ns):
-                await self._remove(name)
+        for name in await self._hidden():
+            await self._remove(name)
 
-    async def _hidden(self) -> dict[bytes, Attributes]:
-        found = {}
+    async def _hidden(self) -> list[bytes]:
+        """The hidden files of the name; those that were seen where the directory cannot be read."""
+        pattern = re.compile(rb"\.%b\.[0-9a-f]{8}\.part" % re.escape(self._stem))
+        found: list[bytes] = []
         cookie, verifier, end = 0, b"", False
-        while not end:
-            listing = await self._place.readdir(self._place.root, cookie, verifier, self._caller)
-            for entry in listing.entries:
-                if re.fullmatch(rb"\.%b\.[0-9a-f]{8}\.part" % re.escape(self._stem), entry.name):
-                    looked_up = await self._lookup(entry.name)
-                    if looked_up is not None:
-                        found[entry.name] = looked_up[1]
-                cookie = entry.cookie
-            verifier, end = listing.verifier, listing.end or not listing.entries
+        with contextlib.suppress(OSError):
+            while not end:
+                listing = await self._place.readdir(self._place.root, cookie, verifier, self._caller)
+                found += [entry.name for entry in listing.entries if pattern.fullmatch(entry.name)]
+                if listing.entries:
+                    cookie = listing.entries[-1].cookie
+                verifier, end = listing.verifier, listing.end or not listing.entries
         return found
 
 

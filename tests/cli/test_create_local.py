@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,86 @@ def test_a_file_that_appeared_meanwhile_is_not_replaced(disk_dir: Path) -> None:
         directory.close()
     assert [path.name for path in disk_dir.iterdir()] == ["file"]
     assert (disk_dir / "file").stat().st_size == 0
+
+
+class SlowCommit(LocalDirectory):
+    """A server that has all of the file, and is long at writing it to its disk."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.begun, self.end = trio.Event(), trio.Event()
+
+    async def commit(self, handle: Handle, caller: Caller) -> None:
+        self.begun.set()
+        await self.end.wait()
+        await super().commit(handle, caller)
+
+
+class NoSpace(LocalDirectory):
+    async def write(self, handle: Handle, offset: int, data: bytes, stable: bool, caller: Caller) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+
+def during_a_commit(path: Path, other: Callable[[], Awaitable[object]]) -> bool:
+    """Whether a `create` of `file` makes it, with `other()` while it does not get on."""
+
+    async def run() -> bool:
+        first = SlowCommit(str(path))
+        made: list[bool] = []
+        failed: list[Failure] = []
+
+        async def make() -> None:
+            try:
+                made.append(await create._create(first, "file", 1 << 20, "file"))
+            except Failure as failure:
+                failed.append(failure)
+
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(make)
+                await first.begun.wait()
+                await other()
+                first.end.set()
+        finally:
+            first.close()
+        if failed:
+            raise failed[0]
+        return made[0]
+
+    return trio.run(run)
+
+
+def test_a_create_that_does_not_get_on_keeps_its_file(disk_dir: Path) -> None:
+    second = NoSpace(str(disk_dir))
+
+    async def fail() -> None:
+        with pytest.raises(Failure, match="disk full"):
+            await create._create(second, "file", 1 << 20, "file")
+
+    try:
+        assert during_a_commit(disk_dir, fail)
+    finally:
+        second.close()
+    assert [path.name for path in disk_dir.iterdir()] == ["file"]
+
+
+def test_of_two_at_once_the_later_says_so(disk_dir: Path) -> None:
+    second = LocalDirectory(str(disk_dir))
+    try:
+        with pytest.raises(Failure, match="another create made it meanwhile"):
+            during_a_commit(disk_dir, lambda: create._create(second, "file", 1 << 20, "file"))
+    finally:
+        second.close()
+    assert [path.name for path in disk_dir.iterdir()] == ["file"]
+    assert (disk_dir / "file").stat().st_size == 1 << 20
+
+
+def test_no_room_names_what_may_take_it(disk_dir: Path) -> None:
+    (disk_dir / ".file.00000000.part").write_bytes(b"half")
+    result = fuseswap("create", disk_dir / "file", "--size", "8000000G")
+    assert result.code == 4
+    assert "remove .file.00000000.part if no other create is at work or choose a smaller --size" in result.line
+    assert [path.name for path in disk_dir.iterdir()] == [".file.00000000.part"]
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
