@@ -163,8 +163,9 @@ def lock(
 ) -> Iterator[None]:
     """Alone with what is active here: two commands that change it follow each other.
 
-    A flock(2) on the directory itself; the directory goes with its last content. `waiting()` is called once
-    if another command holds it, `still_waiting()` some times a second then. HostError after `seconds`.
+    A flock(2) on a file of root's beside the directory, which anybody can open, and lock. The file stays; the
+    directory goes with its last content. `waiting()` is called once if another command holds it, `still_waiting()`
+    some times a second then. HostError after `seconds`.
     """
     deadline = time.monotonic() + seconds
     descriptor = _lock_once()
@@ -177,6 +178,7 @@ def lock(
         time.sleep(_POLL_SECONDS)
         descriptor = _lock_once()
     try:
+        Path(RUN_DIRECTORY).mkdir(mode=0o755, exist_ok=True)
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -185,21 +187,14 @@ def lock(
 
 
 def _lock_once() -> int | None:
-    """A descriptor that holds the lock, or None if another holds it or just removed the directory."""
-    root = Path(RUN_DIRECTORY)
-    root.mkdir(mode=0o755, exist_ok=True)
-    try:
-        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
+    """A descriptor that holds the lock, or None if another holds it."""
+    descriptor = os.open(f"{RUN_DIRECTORY}.lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), root.stat()):
-            return descriptor
-    except OSError:
-        pass
-    os.close(descriptor)
-    return None
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _activation(counters: Counters) -> Activation:

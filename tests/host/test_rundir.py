@@ -1,5 +1,6 @@
 """/run/fuseswap: names, counters, and the lock on them."""
 
+import fcntl
 import mmap
 import os
 import subprocess
@@ -162,6 +163,19 @@ def test_the_lock_has_a_limit() -> None:
         rundir.lock(0.2, lambda: None),
     ):
         pytest.fail("two hold it")
+
+
+def test_only_root_can_hold_the_lock(run_directory: Path) -> None:
+    """Anybody can open, and so lock, the directory, but not the file."""
+    run_directory.mkdir(mode=0o755)
+    descriptor = os.open(run_directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with rundir.lock(0.2, lambda: pytest.fail("waits for somebody else")):
+            pass
+    finally:
+        os.close(descriptor)
+    assert Path(f"{run_directory}.lock").stat().st_mode & 0o777 == 0o600
 
 
 def test_the_lock_keeps_what_is_there(run_directory: Path) -> None:
