@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from pathlib import Path
 
 from attrs import asdict
 
@@ -14,7 +15,7 @@ from fuseswap.cli.source import below, same_file, split_file_url
 from fuseswap.host import fusectl, processes, rundir, xattr
 from fuseswap.host.bounded import HostError, Hung, call
 from fuseswap.host.machine import boot_id, host_name, machine_id
-from fuseswap.host.mounts import FILESYSTEM_TYPE, mount_at, mounts
+from fuseswap.host.mounts import FILESYSTEM_TYPE, Mount, mount_at, mounts
 from fuseswap.swap.target import Activation, ActivationRequest, NfsTarget, activation_from_json
 from fuseswap.swap.units import XATTR_ACTIVATE, XATTR_ACTIVATION, XATTR_DEACTIVATE
 
@@ -62,7 +63,7 @@ def deactivate(name: str, *, force: bool) -> None:
     try:
         for path in _active_paths(name, seconds):
             xattr.write(path, XATTR_DEACTIVATE, b"1", seconds=seconds)
-    except (OSError, Hung, SourceError, Failure) as error:
+    except (OSError, HostError, SourceError, Failure) as error:
         text = error.strerror if isinstance(error, OSError) else str(error)
         stays = f"{name}: this machine's mark stays in the file's header page: {text}"
         if not force:
@@ -128,12 +129,28 @@ def _is_of_another(name: str, activation: Activation) -> bool:
 
 def _mounted_path(source: str, seconds: float) -> str | None:
     for mounted in mounts():
-        if mounted.type != FILESYSTEM_TYPE:
+        # Anybody can mount something of that type, with any text for its source.
+        if mounted.type != FILESYSTEM_TYPE or "user_id=0" not in mounted.super_options.split(","):
             continue
-        path = below(mounted.source, source)
-        if path is not None and xattr.is_served(mounted, seconds=seconds):
+        try:
+            path = below(mounted.source, source)
+        except ValueError:
+            continue
+        if path is not None and _is_reached(mounted, seconds):
             return f"{mounted.mountpoint.rstrip('/')}/{path}"
     return None
+
+
+def _is_reached(mounted: Mount, seconds: float) -> bool:
+    """Whether its mount point leads to the mount, not to one that covers it, and somebody serves it. `Hung`."""
+    hang = f"{mounted.mountpoint}: its server does not answer within {seconds:g} s"
+    try:
+        device = call(lambda: Path(mounted.mountpoint).stat().st_dev, what=hang, seconds=seconds)
+        return device == os.makedev(mounted.major, mounted.minor) and xattr.is_served(mounted, seconds=seconds)
+    except Hung:
+        raise
+    except (OSError, HostError):
+        return False
 
 
 def _active_files_in(point: str, seconds: float) -> dict[str, Activation]:

@@ -8,8 +8,8 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,11 +20,13 @@ from fuseswap.host import processes, rundir
 from fuseswap.host.cgroup import MemoryCgroup
 from fuseswap.host.ganesha import GaneshaServer
 from fuseswap.host.loop import detach
+from fuseswap.host.mounts import FILESYSTEM_TYPE
 from fuseswap.host.swap import PRIORITY_MAX, SwapArea, swap_area
 from fuseswap.swap.counters import Counters, Word
 from fuseswap.swap.header import read_mark
 from tests.cli.command import Result, finish, fuseswap, start
 from tests.cli.swapped import PAGES, compare, is_clean, kill, server_process, swapped_process
+from tests.kit import fuse_stub
 from tests.kit.proxy import READ, Proxy, forward
 from tests.kit.rescue import Leftovers
 from tests.kit.wait import wait_until
@@ -296,6 +298,57 @@ def test_two_mounts_of_the_same_file(nfs_server: GaneshaServer, nfs_dir: Path, m
         assert fuseswap("umount", mount_point).code == 0
     assert fuseswap("down", name).code == 0
     assert is_clean(name)
+
+
+@contextmanager
+def mount_of_a_user(source: str, _name: str, directory: Path) -> Iterator[None]:
+    with fuse_stub.mounted(directory, FILESYSTEM_TYPE, source, user=65534) as connection:
+        yield
+        connection.unmount()
+
+
+@contextmanager
+def mount_of_no_url(_source: str, _name: str, directory: Path) -> Iterator[None]:
+    with fuse_stub.mounted(directory, FILESYSTEM_TYPE, "nfs://[x") as connection:
+        yield
+        connection.unmount()
+
+
+@contextmanager
+def covered_mount(source: str, _name: str, directory: Path) -> Iterator[None]:
+    point = directory / "point"
+    point.mkdir()
+    assert fuseswap("mount", source, point).code == 0
+    subprocess.run(["mount", "-t", "tmpfs", "cover", directory], check=True, timeout=10)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", directory], check=True, timeout=10)
+        assert fuseswap("umount", point).code == 0
+
+
+@contextmanager
+def covered_by_a_lookalike(source: str, name: str, directory: Path) -> Iterator[None]:
+    with covered_mount(source, name, directory):
+        (directory / "point").mkdir()
+        (directory / "point" / name).touch()
+        yield
+
+
+@pytest.mark.parametrize("other", [mount_of_a_user, mount_of_no_url, covered_mount, covered_by_a_lookalike])
+def test_a_mount_that_is_not_ours_to_ask(
+    other: Callable[[str, str, Path], AbstractContextManager[None]],
+    nfs_server: GaneshaServer,
+    nfs_dir: Path,
+    disk_dir: Path,
+    name: str,
+) -> None:
+    with other(nfs_server.url(nfs_dir.name), name, disk_dir):
+        assert up(nfs_server.url(f"{nfs_dir.name}/{name}")).code == 0
+        result = fuseswap("down", name)
+        assert (result.code, result.errors) == (0, "")
+        assert is_clean(name)
+        assert not mark_in(nfs_dir / name)
 
 
 def test_down_of_a_leftover_whose_file_has_a_new_name(nfs_server: GaneshaServer, nfs_dir: Path, name: str) -> None:

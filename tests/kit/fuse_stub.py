@@ -31,12 +31,12 @@ class Connection:
 
 
 @contextmanager
-def mounted(point: Path) -> Iterator[Connection]:
-    """Mount at `point`; closing the descriptor at the end aborts the connection. The caller unmounts."""
+def mounted(point: Path, type: str = "fuse.stub", source: str = "stub", user: int = 0) -> Iterator[Connection]:
+    """Mount at `point` as for `user`; closing the descriptor at the end aborts the connection. The caller unmounts."""
     descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        options = f"fd={descriptor},rootmode=40000,user_id=0,group_id=0".encode()
-        _check(_LIBC.mount(b"stub", os.fsencode(point), b"fuse.stub", 0, options), point)
+        options = f"fd={descriptor},rootmode=40000,user_id={user},group_id=0".encode()
+        _check(_LIBC.mount(source.encode(), os.fsencode(point), type.encode(), 0, options), point)
         yield Connection(point, descriptor)
     finally:
         os.close(descriptor)
