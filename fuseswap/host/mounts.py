@@ -17,6 +17,7 @@ ENGINE_TYPE = "fuse.fuseswap-engine"
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _UNMOUNT_SECONDS = 20.0
+_LOOK_SECONDS = 5.0
 
 
 @frozen
@@ -63,8 +64,18 @@ def mount_of(path: str, table: tuple[Mount, ...]) -> Mount | None:
 
 
 def absolute(path: str) -> str:
-    """`path` made absolute as text: no link is followed, so no mount is asked."""
-    return os.path.abspath(path)  # noqa: PTH100
+    """`path` made absolute as text: no link is followed, so no mount is asked.
+
+    But `..` is the parent of what a link leads to, so there the links before the last name are followed: `Hung` if
+    that takes too long.
+    """
+    pure = PurePath(path)
+    if ".." not in pure.parts:
+        return os.path.abspath(path)  # noqa: PTH100
+    parent, name = (pure, "") if pure.name == ".." else (pure.parent, pure.name)
+    hang = f"{path}: looking it up takes longer than {_LOOK_SECONDS:g} s: it lies on a mount that hangs"
+    real = call(lambda: os.path.realpath(parent), what=hang, seconds=_LOOK_SECONDS)
+    return str(PurePath(real, name))
 
 
 def path_below(path: str, mount: Mount) -> str:

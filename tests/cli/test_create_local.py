@@ -67,6 +67,13 @@ def test_what_a_killed_create_of_a_long_name_left_goes(disk_dir: Path) -> None:
     assert list(disk_dir.iterdir()) == [file]
 
 
+def test_dots_behind_a_link(disk_dir: Path) -> None:
+    (disk_dir / "real" / "sub").mkdir(parents=True)
+    (disk_dir / "link").symlink_to(disk_dir / "real" / "sub")
+    assert fuseswap("create", f"{disk_dir}/link/../file", "--size", "40K").code == 0
+    assert (disk_dir / "real" / "file").exists()
+
+
 def test_local_files_are_kept(disk_dir: Path) -> None:
     (disk_dir / "notes").write_text("important")
     assert fuseswap("create", disk_dir / "notes", "--size", "1M").code == 3

@@ -89,6 +89,24 @@ def test_again_after_its_process_died(nfs_server: GaneshaServer, nfs_dir: Path, 
     assert mount_at(str(mount_point)) is None
 
 
+def test_dots_behind_a_link(nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path) -> None:
+    """Another mount, whose path is the same but for the link, is neither unmounted nor taken for it."""
+    real = mount_point.parent / "real"
+    for directory in (real / "sub", real / mount_point.name):
+        directory.mkdir(parents=True)
+    (mount_point.parent / "link").symlink_to(real / "sub")
+    dotted = f"{mount_point.parent}/link/../{mount_point.name}"
+    url = nfs_server.url(nfs_dir.name)
+    assert fuseswap("mount", url, mount_point).code == 0
+    assert fuseswap("umount", dotted).output == f"{dotted} is not mounted\n"
+    assert mount_at(str(mount_point)) is not None
+    assert fuseswap("mount", url, dotted).code == 0
+    assert mount_at(str(real / mount_point.name)) is not None
+    for each in (dotted, mount_point):
+        assert fuseswap("umount", each).code == 0
+        assert mount_at(os.path.realpath(each)) is None
+
+
 def test_umount_ends_no_process_of_another_mount(nfs_server: GaneshaServer, nfs_dir: Path, disk_dir: Path) -> None:
     """Neither of a mount point with whose name its own begins, nor of the same one in another mount namespace."""
     url = nfs_server.url(nfs_dir.name)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuseswap.host.bounded import HostError
-from fuseswap.host.mounts import Mount, mount_at, mount_of, mounts, parse_mountinfo, path_below, unmount
+from fuseswap.host.mounts import Mount, absolute, mount_at, mount_of, mounts, parse_mountinfo, path_below, unmount
 
 NAMES = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1)
 WORDS = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1)
@@ -87,6 +87,20 @@ def test_a_real_mount_with_an_odd_name(tmp_path: Path) -> None:
             unmount(str(odd))
     finally:
         subprocess.run(["umount", "-l", odd], check=False, stderr=subprocess.DEVNULL)
+
+
+def test_dots_are_the_parent_of_what_a_link_leads_to(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    (real / "sub").mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(real / "sub")
+    (real / "last").symlink_to("elsewhere")
+    assert absolute(f"{link}/../m") == absolute(f"{link}/../x/../m/.") == f"{real}/m"
+    assert absolute(f"{link}/..") == absolute(f"{link}/../") == str(real)
+    assert absolute(f"{link}/../last") == f"{real}/last", "the last name is not looked up: its mount may hang"
+    assert absolute(f"{link}//m/.") == f"{link}/m"
+    assert absolute("m") == str(Path.cwd() / "m")
+    assert absolute("../m") == str(Path.cwd().parent / "m")
 
 
 def test_the_root_is_mounted() -> None:
