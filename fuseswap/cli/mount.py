@@ -110,17 +110,26 @@ def stop(mounted: Mount, *, seconds: float = _END_SECONDS) -> None:
     pids = processes.filesystems(mounted)
     found = [process for pid in pids if (process := processes.find(pid, processes.FILESYSTEM))]
     try:
+        others = _same_mounted(found, mounted) - {mounted.mount_id}
         unmount(mounted.mountpoint)
-        if found and fusectl.is_connected(mounted):
+        if others & _same_mounted(found, mounted):
             return
         for process in found:
-            # umount has waited for what was written; a process that stays has nothing left to do.
-            if not process.wait(seconds):
+            # umount has waited for what was written; a process that stays has nothing left to do, unless a namespace
+            # that it does not see has the mount.
+            if not process.wait(seconds) and not fusectl.is_connected(mounted):
                 process.kill()
                 process.wait(_END_SECONDS)
     finally:
         for process in found:
             process.close()
+
+
+def _same_mounted(found: list[processes.Process], mounted: Mount) -> set[int]:
+    """The mount ids of the same file system in the namespaces of its processes."""
+    device = (mounted.major, mounted.minor)
+    tables = [processes.mounts_of(process.pid) for process in found]
+    return {each.mount_id for table in tables for each in table if (each.major, each.minor) == device}
 
 
 def unmount_directory(directory: str) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 from attrs import frozen
 
 from fuseswap.host.bounded import wait_for_exit
-from fuseswap.host.mounts import Mount
+from fuseswap.host.mounts import Mount, parse_mountinfo
+from fuseswap.host.procfs import read_table
 
 ENGINE = "fuseswap-engine"
 SUPERVISOR = "fuseswap-supervisor"
@@ -103,6 +104,14 @@ def announce_filesystem(mounted: Mount) -> None:
 def filesystems(mounted: Mount) -> list[int]:
     """The processes that have announced that they serve this mount."""
     return [pid for pid in named(FILESYSTEM) if _holds(pid, _mark(mounted))]
+
+
+def mounts_of(pid: int) -> tuple[Mount, ...]:
+    """The mounts of the process's mount namespace; none if it is gone."""
+    try:
+        return parse_mountinfo(read_table(f"/proc/{pid}/mountinfo"))
+    except OSError:
+        return ()
 
 
 def _mark(mounted: Mount) -> str:
