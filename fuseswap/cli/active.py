@@ -21,7 +21,7 @@ from fuseswap.host.loop import detach
 from fuseswap.host.mounts import mount_at, unmount
 from fuseswap.host.swap import swapon
 from fuseswap.swap.target import activation_from_json
-from fuseswap.swap.units import XATTR_ACTIVATE, XATTR_ACTIVATION, XATTR_DEACTIVATE
+from fuseswap.swap.units import XATTR_ACTIVATE, XATTR_ACTIVATION
 
 _END_SECONDS = 10.0
 
@@ -86,7 +86,7 @@ def _activate(plan: Plan, interrupts: Interrupts) -> None:
     with interrupts.deferred():
         try:
             if ordinary.is_stale(plan.file):
-                xattr.write(plan.file, XATTR_DEACTIVATE, b"1", seconds=ordinary.FILE_SECONDS)
+                ordinary.deactivate_file(plan.file)
             value = ordinary.request_of_this_machine(steal=plan.steal)
             xattr.write(plan.file, XATTR_ACTIVATE, value, seconds=ordinary.FILE_SECONDS)
         except OSError as error:

@@ -47,10 +47,21 @@ def request_of_this_machine(*, steal: bool = False) -> bytes:
     return json.dumps(asdict(this_machine(steal=steal))).encode()
 
 
-def is_stale(path: str) -> bool:
-    """Whether the filesystem holds the file active for an engine that never came or is gone. OSError."""
+def activation_of(path: str) -> Activation | None:
+    """The activation of a file that its filesystem holds active. OSError, HostError."""
     text = xattr.read(path, XATTR_ACTIVATION, seconds=FILE_SECONDS)
-    return text is not None and engine_of(activation_from_json(text).source) is None
+    return activation_from_json(text) if text is not None else None
+
+
+def deactivate_file(path: str, seconds: float = FILE_SECONDS) -> None:
+    """swap_deactivate of the file at `path`. OSError, HostError."""
+    xattr.write(path, XATTR_DEACTIVATE, b"1", seconds=seconds)
+
+
+def is_stale(path: str) -> bool:
+    """Whether the filesystem holds the file active for an engine that never came or is gone. OSError, HostError."""
+    active = activation_of(path)
+    return active is not None and engine_of(active.source) is None
 
 
 def deactivate(name: str, *, force: bool) -> None:
@@ -60,15 +71,27 @@ def deactivate(name: str, *, force: bool) -> None:
     engine swaps to is left alone. Failure if the server does not answer; with `force` that is only said.
     """
     seconds = _FORCED_SECONDS if force else FILE_SECONDS
-    try:
-        for path in _active_paths(name, seconds):
-            xattr.write(path, XATTR_DEACTIVATE, b"1", seconds=seconds)
-    except (OSError, HostError, SourceError, Failure) as error:
+    if error := _deactivate_on_all(name, seconds):
         text = error.strerror if isinstance(error, OSError) else str(error)
         stays = f"{name}: this machine's mark stays in the file's header page: {text}"
         if not force:
             raise Failure(f"{stays}; bring the server back, or: fuseswap down --force {name}", Exit.SERVER) from None
         warn(stays)
+
+
+def _deactivate_on_all(name: str, seconds: float) -> Exception | None:
+    """On each mount that knows the file as active; what went wrong first."""
+    first: Exception | None = None
+    try:
+        paths = _active_paths(name, seconds)
+    except (OSError, HostError, SourceError, Failure) as error:
+        return error
+    for path in paths:
+        try:
+            deactivate_file(path, seconds)
+        except (OSError, HostError) as error:
+            first = first or error
+    return first
 
 
 def unmount_own(name: str, *, force: bool) -> None:
@@ -86,7 +109,7 @@ def unmount_own(name: str, *, force: bool) -> None:
 
 
 def _active_paths(name: str, seconds: float) -> list[str]:
-    """Where NAME's active file lies on an ordinary mount that is served."""
+    """NAME's active file on each ordinary mount that is served and knows that it is active."""
     counters = rundir.read_counters(name)
     if counters is None:
         found = _active_files_in(str(rundir.filesystem_mountpoint(name)), seconds)
@@ -94,22 +117,23 @@ def _active_paths(name: str, seconds: float) -> list[str]:
     if _is_of_another(name, counters.activation):
         return []
     source = counters.activation.source
-    path = _mounted_path(source, seconds)
-    if path is None:
+    paths = _mounted_paths(source, seconds)
+    if not paths:
         directory, file_name = split_file_url(source)
         point = rundir.filesystem_mountpoint(name)
         unmount_own(name, force=False)
         point.mkdir(mode=0o700, exist_ok=True)
         mount.start(directory, str(point), "")
-        path = str(point / file_name)
-    if xattr.read(path, XATTR_ACTIVATION, seconds=seconds) is None:
-        # A filesystem that began after the engine's end knows of no activation, but our mark is still there:
-        # to ask for one with the same mark, and back, clears it. Another machine's mark refuses.
-        try:
-            xattr.write(path, XATTR_ACTIVATE, request_of_this_machine(), seconds=seconds)
-        except OSError:
-            return []
-    return [path]
+        paths = [str(point / file_name)]
+    if active := [path for path in paths if xattr.read(path, XATTR_ACTIVATION, seconds=seconds) is not None]:
+        return active
+    # A filesystem that began after the engine's end knows of no activation, but our mark is still there:
+    # to ask for one with the same mark, and back, clears it. Another machine's mark refuses.
+    try:
+        xattr.write(paths[0], XATTR_ACTIVATE, request_of_this_machine(), seconds=seconds)
+    except OSError:
+        return []
+    return paths[:1]
 
 
 def _is_of_another(name: str, activation: Activation) -> bool:
@@ -127,7 +151,8 @@ def _is_of_another(name: str, activation: Activation) -> bool:
     return False
 
 
-def _mounted_path(source: str, seconds: float) -> str | None:
+def _mounted_paths(source: str, seconds: float) -> list[str]:
+    paths = []
     for mounted in mounts():
         # Anybody can mount something of that type, with any text for its source.
         if mounted.type != FILESYSTEM_TYPE or "user_id=0" not in mounted.super_options.split(","):
@@ -137,8 +162,8 @@ def _mounted_path(source: str, seconds: float) -> str | None:
         except ValueError:
             continue
         if path is not None and _is_reached(mounted, seconds):
-            return f"{mounted.mountpoint.rstrip('/')}/{path}"
-    return None
+            paths.append(f"{mounted.mountpoint.rstrip('/')}/{path}")
+    return paths
 
 
 def _is_reached(mounted: Mount, seconds: float) -> bool:

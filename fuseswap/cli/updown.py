@@ -1,10 +1,11 @@
 """The commands that turn swap on and off: `up`, `down`, `on`, `off`."""
 
+import contextlib
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from fuseswap.cli import preflight, recursion
+from fuseswap.cli import ordinary, preflight, recursion
 from fuseswap.cli.active import Plan, build_steps, remove_steps
 from fuseswap.cli.failure import Exit, Failure
 from fuseswap.cli.interrupts import Interrupted, Interrupts
@@ -16,6 +17,7 @@ from fuseswap.cli.source import is_url, join_url, same_file, split_file_url
 from fuseswap.cli.steps import build, tear_down
 from fuseswap.cli.swapping_off import Silence, abort_if_silent
 from fuseswap.host import rundir, xattr
+from fuseswap.host.bounded import HostError
 from fuseswap.host.machine import require_root
 from fuseswap.host.mounts import mount_at
 from fuseswap.host.swap import SwapArea, swap_area, swaps
@@ -92,7 +94,11 @@ def off(arguments: Any, _interrupts: Interrupts) -> Exit:
     """`fuseswap off FILE [--force]`."""
     require_root()
     located = _locate(arguments.file)
-    url = join_url(located.mount.source, located.below)
+    # The mount knows, too, of what was activated elsewhere, and by another address of the same server.
+    active = None
+    with contextlib.suppress(OSError, HostError):
+        active = ordinary.activation_of(located.path)
+    url = active.source if active is not None else join_url(located.mount.source, located.below)
 
     def wanted() -> tuple[str, ...]:
         return tuple(name for name in rundir.names() if _is_called(name, url))
@@ -100,7 +106,9 @@ def off(arguments: Any, _interrupts: Interrupts) -> Exit:
     with _lock(wanted() if arguments.force else ()):
         found = wanted()
         if not found:
-            say(f"{arguments.file} is not active")
+            if active is not None:
+                ordinary.deactivate_file(located.path)
+            say(f"{arguments.file} is not active" + ", and may be written again" * (active is not None))
         for name in found:
             _turn_off(name, force=arguments.force)
     return Exit.DONE

@@ -16,6 +16,7 @@ import pytest
 
 from fuseswap.cli import active, swapping_off
 from fuseswap.cli.main import main
+from fuseswap.cli.ordinary import request_of_this_machine
 from fuseswap.host import processes, rundir
 from fuseswap.host.cgroup import MemoryCgroup
 from fuseswap.host.ganesha import GaneshaServer
@@ -24,6 +25,7 @@ from fuseswap.host.mounts import FILESYSTEM_TYPE
 from fuseswap.host.swap import PRIORITY_MAX, SwapArea, swap_area
 from fuseswap.swap.counters import Counters, Word
 from fuseswap.swap.header import read_mark
+from fuseswap.swap.units import XATTR_ACTIVATE
 from tests.cli.command import Result, finish, fuseswap, start
 from tests.cli.swapped import PAGES, compare, is_clean, kill, server_process, swapped_process
 from tests.kit import fuse_stub
@@ -121,6 +123,43 @@ def test_on_and_off(nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path,
     with file.open("r+b") as stream:
         os.pwrite(stream.fileno(), b"x", 8192)
     assert fuseswap("off", file).code == 0
+    assert fuseswap("umount", mount_point).code == 0
+
+
+def test_off_by_another_mount(nfs_server: GaneshaServer, nfs_dir: Path, disk_dir: Path, name: str) -> None:
+    """It was there first, and knows what was turned on by the other; afterwards both let the file be written."""
+    points = [disk_dir / "one", disk_dir / "two"]
+    for point in points:
+        point.mkdir()
+        assert fuseswap("mount", nfs_server.url(nfs_dir.name), point).code == 0
+    first, second = (point / name for point in points)
+    assert fuseswap("create", nfs_server.url(f"{nfs_dir.name}/{name}"), "--size", SIZE).code == 0
+    with first.open("r+b") as one, second.open("r+b") as two:
+        assert fuseswap("on", second).code == 0
+        for stream in (one, two):
+            with pytest.raises(OSError, match="busy") as caught:
+                os.pwrite(stream.fileno(), b"x", 8192)
+            assert caught.value.errno == errno.ETXTBSY
+        assert fuseswap("off", first).code == 0
+        assert is_clean(name)
+        for stream in (one, two):
+            assert os.pwrite(stream.fileno(), b"x", 8192) == 1
+    for point in points:
+        assert fuseswap("umount", point).code == 0
+
+
+def test_off_of_a_file_whose_engine_never_came(
+    nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path, name: str
+) -> None:
+    assert fuseswap("mount", nfs_server.url(nfs_dir.name), mount_point).code == 0
+    file = mount_point / name
+    assert fuseswap("create", nfs_server.url(f"{nfs_dir.name}/{name}"), "--size", SIZE).code == 0
+    os.setxattr(file, XATTR_ACTIVATE, request_of_this_machine())
+    result = fuseswap("off", file)
+    assert (result.code, result.output) == (0, f"{file} is not active, and may be written again\n")
+    with file.open("r+b") as stream:
+        assert os.pwrite(stream.fileno(), b"x", 8192) == 1
+    assert fuseswap("off", file).output == f"{file} is not active\n"
     assert fuseswap("umount", mount_point).code == 0
 
 
