@@ -17,7 +17,7 @@ from fuseswap.cli.source import is_url, join_url, same_file, split_file_url
 from fuseswap.host import xattr
 from fuseswap.host.bounded import Hung
 from fuseswap.host.machine import require_root
-from fuseswap.host.mounts import FILESYSTEM_TYPE, Mount, absolute, mount_at
+from fuseswap.host.mounts import Mount, absolute, is_ours, mount_at
 
 _LOOK_SECONDS = 10.0
 
@@ -27,7 +27,7 @@ def mount(arguments: Any, interrupts: Interrupts) -> Exit:
     preflight.require_mounting()
     options = ",".join(arguments.options)
     present = mount_at(absolute(arguments.directory))
-    if present is not None and present.type == FILESYSTEM_TYPE and same_file(present.source, arguments.source):
+    if present is not None and is_ours(present) and same_file(present.source, arguments.source):
         if _is_served(present):
             say(f"{arguments.source} is already mounted on {arguments.directory}")
             return Exit.DONE

@@ -15,7 +15,7 @@ from fuseswap.cli.source import below, same_file, split_file_url
 from fuseswap.host import fusectl, processes, rundir, xattr
 from fuseswap.host.bounded import HostError, Hung, call
 from fuseswap.host.machine import boot_id, host_name, machine_id
-from fuseswap.host.mounts import FILESYSTEM_TYPE, Mount, mount_at, mounts
+from fuseswap.host.mounts import Mount, is_ours, mount_at, mounts
 from fuseswap.swap.target import Activation, ActivationRequest, NfsTarget, activation_from_json
 from fuseswap.swap.units import XATTR_ACTIVATE, XATTR_ACTIVATION, XATTR_DEACTIVATE
 
@@ -154,8 +154,7 @@ def _is_of_another(name: str, activation: Activation) -> bool:
 def _mounted_paths(source: str, seconds: float) -> list[str]:
     paths = []
     for mounted in mounts():
-        # Anybody can mount something of that type, with any text for its source.
-        if mounted.type != FILESYSTEM_TYPE or "user_id=0" not in mounted.super_options.split(","):
+        if not is_ours(mounted):
             continue
         try:
             path = below(mounted.source, source)

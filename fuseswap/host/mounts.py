@@ -47,6 +47,15 @@ def mounts() -> tuple[Mount, ...]:
     return parse_mountinfo(read_table("/proc/self/mountinfo"))
 
 
+def is_ours(mount: Mount) -> bool:
+    """Whether it is of `fuseswap mount`, as root or as who asks ran it.
+
+    Anybody can mount something of that type, with any text for its source (fusermount3 -o subtype=,fsname=).
+    """
+    users = {"user_id=0", f"user_id={os.geteuid()}"}
+    return mount.type == FILESYSTEM_TYPE and not users.isdisjoint(mount.super_options.split(","))
+
+
 def mount_at(mountpoint: str, table: tuple[Mount, ...] | None = None) -> Mount | None:
     """The topmost mount on `mountpoint` (an absolute path without links), if there is one."""
     found = [mount for mount in (mounts() if table is None else table) if mount.mountpoint == mountpoint]

@@ -72,8 +72,7 @@ def _shown_directory(path: str, status: os.stat_result | None, table: tuple[Moun
     """Whether a directory that a fuseswap mount shows holds the file `path`, under whatever name."""
     device, place = _place(path, table)
     for mount in table:
-        if mount.type == FILESYSTEM_TYPE and mount.source.startswith("file:"):
-            directory = _directory_of(mount, table)
+        if mount.type == FILESYSTEM_TYPE and (directory := _directory_of(mount, table)):
             mounted = (other.mountpoint for other in table if PurePath(other.mountpoint).is_relative_to(directory))
             for top in (directory, *mounted):
                 shown_device, shown = _place(top, table)
@@ -90,9 +89,18 @@ def _place(path: str, table: tuple[Mount, ...]) -> tuple[tuple[int, int], PurePa
     return (mount.major, mount.minor), PurePath(mount.root, path_below(path, mount))
 
 
-def _directory_of(mount: Mount, table: tuple[Mount, ...]) -> str:
-    """What a mount of a directory of this machine shows; links in its path are not followed where that may hang."""
-    path = unquote(urlsplit(mount.source).path, errors="surrogateescape")
+def _directory_of(mount: Mount, table: tuple[Mount, ...]) -> str | None:
+    """The directory of this machine that a mount shows, if it shows one.
+
+    Links in its path are not followed where that may hang.
+    """
+    try:
+        source = urlsplit(mount.source)
+    except ValueError:  # anybody can mount something with any text for its source
+        return None
+    if source.scheme != "file":
+        return None
+    path = unquote(source.path, errors="surrogateescape")
     return path if _may_hang(path, table) else os.path.realpath(path)
 
 

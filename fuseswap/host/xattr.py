@@ -9,7 +9,7 @@ import os
 from attrs import frozen
 
 from fuseswap.host.bounded import HostError, call
-from fuseswap.host.mounts import FILESYSTEM_TYPE, Mount, mount_of, mounts, path_below
+from fuseswap.host.mounts import Mount, is_ours, mount_of, mounts, path_below
 
 
 @frozen
@@ -31,7 +31,7 @@ def locate(path: str, *, seconds: float) -> MountedFile | None:
     hang = f"{path}: its server does not answer within {seconds:g} s"
     real = call(lambda: os.path.realpath(path), what=hang, seconds=seconds)
     mount = mount_of(real, mounts())
-    return MountedFile(real, mount) if mount is not None and mount.type == FILESYSTEM_TYPE else None
+    return MountedFile(real, mount) if mount is not None and is_ours(mount) else None
 
 
 def read(path: str, name: str, *, seconds: float) -> bytes | None:

@@ -10,11 +10,13 @@ import pytest
 
 from fuseswap.host import loop, rundir
 from fuseswap.host.ganesha import Export, GaneshaServer
+from fuseswap.host.mounts import FILESYSTEM_TYPE
 from fuseswap.host.recursion import fuseswap_below
 from fuseswap.host.swap import make_header
 from fuseswap.swap.target import MemoryTarget
 from tests.cli.command import fuseswap
 from tests.engine.running import running
+from tests.kit import fuse_stub
 from tests.kit.wait import wait_until
 
 IMAGE_BYTES = 64 << 20
@@ -184,6 +186,13 @@ def test_a_file_system_on_an_engine(disk_dir: Path) -> None:
 
 def test_memory() -> None:
     assert "in memory, which swap is to free (/dev/shm is a tmpfs)" in refused("create", "/dev/shm/x", "--size", "1M")
+
+
+def test_a_mount_of_no_url(mount_point: Path, disk_dir: Path) -> None:
+    """As anybody can make it."""
+    with fuse_stub.mounted(mount_point, FILESYSTEM_TYPE, "file://[x") as connection:
+        assert fuseswap_below(str(disk_dir / "file"), seconds=10) is None
+        connection.unmount()
 
 
 def test_a_disk(disk_dir: Path) -> None:
