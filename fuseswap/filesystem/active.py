@@ -5,7 +5,6 @@ attributes are a copy in memory with the size pinned: nothing that a user asks o
 no answer can shrink what the engine and the loop device believe (a GETATTR that does breaks swap-in).
 """
 
-import contextlib
 import errno
 import logging
 import os
@@ -46,8 +45,6 @@ class _Guarded:
     state: FileState
     activation: Activation | None = None
     attributes: Attributes | None = None
-    mark: Mark | None = None
-    """Ours in the header page."""
     is_adopted: bool = False
     """Activated on another mount, or by a process before this one."""
 
@@ -55,10 +52,9 @@ class _Guarded:
 class ActiveFiles:
     """All files of the mount that are swap, or on their way to or from it."""
 
-    def __init__(self, backend: Backend, source: str, nursery: trio.Nursery) -> None:
+    def __init__(self, backend: Backend, source: str) -> None:
         self._backend = backend
         self._source = source
-        self._nursery = nursery
         self._files: dict[Handle, _Guarded] = {}
         self._present: object = None
         """Which counters there were when all engines were looked at."""
@@ -129,9 +125,12 @@ class ActiveFiles:
 
         `path` is the file's below the mount point; `drained` returns when every ordinary write is on stable storage.
         """
-        state = self._next(self.state_of(handle), Event.ACTIVATE)
         if _is_served(handle):
             raise OSError(CHECK_ACTIVE.errno, CHECK_ACTIVE.text)
+        if self.is_adopted(handle):
+            del self._files[handle]  # left by an engine that is dead or never began
+        present = self._files.get(handle)
+        state = self._next(FileState.ORDINARY if present is None else present.state, Event.ACTIVATE)
         guarded = self._files[handle] = _Guarded(state)
         try:
             # From here on no new write begins (the table refuses it); those under way land first.
@@ -144,9 +143,10 @@ class ActiveFiles:
 
     async def deactivate(self, handle: Handle) -> None:
         """swap_deactivate: the mark goes if the server lets it within CLEAR_SECONDS, the state in any case."""
-        guarded = self._files.get(handle)
         state = self._next(self.state_of(handle), Event.DEACTIVATE)
-        assert guarded is not None
+        if _is_served(handle):
+            raise OSError(errno.EBUSY, "an engine swaps to the file")
+        guarded = self._files[handle]
         guarded.state = state
         with trio.move_on_after(CLEAR_SECONDS) as limit:
             try:
@@ -167,33 +167,32 @@ class ActiveFiles:
         present = adoption.present()
         if present == self._present:
             return
-        # A server has addresses that we do not know of. The same handle on two servers costs no more than that
-        # a file which is not active is refused as if it were.
+        # Of two that name one file, the living counts. A server has addresses that we do not know of: the same handle
+        # on two servers costs no more than that a file which is not active is refused as if it were.
         found = {
             engine.activation.target.file_handle: engine
-            for engine in adoption.engines()
+            for engine in sorted(adoption.engines(), key=lambda engine: engine.is_alive)
             if isinstance(engine.activation.target, NfsTarget)
         }
         for handle, guarded in list(self._files.items()):
             if guarded.is_adopted and guarded.state is FileState.ACTIVE and handle not in found:
                 del self._files[handle]
         for handle, engine in found.items():
-            if engine.is_alive and handle not in self._files:
+            known = self._files.get(handle)
+            if known is None and (engine.is_alive or not engine.has_begun):
                 log.info("%s is active", engine.activation.source)
                 state = self._next(FileState.ORDINARY, Event.ADOPT)
                 self._files[handle] = _Guarded(state, engine.activation, is_adopted=True)
-                self._nursery.start_soon(self._learn_mark, handle)
+            elif known is not None and known.is_adopted:
+                known.activation = engine.activation
         # One that has not begun is looked at again.
         self._present = present if all(engine.has_begun for engine in found.values()) else None
 
-    async def _learn_mark(self, handle: Handle) -> None:
-        """Of an adopted file: read whose mark its header page bears, while it can only be ours."""
-        with contextlib.suppress(OSError):
-            page = await self._backend.read(handle, 0, PAGE_SIZE, ROOT)
-            mark = read_mark(page)
-            guarded = self._files.get(handle)
-            if guarded is not None and mark is not None:
-                guarded.mark = mark
+    def is_adopted(self, handle: Handle) -> bool:
+        """Whether the file became swap without this mount's doing, which could not finish its writes first."""
+        self.follow()
+        guarded = self._files.get(handle)
+        return guarded is not None and guarded.is_adopted
 
     async def _grant(self, handle: Handle, guarded: _Guarded, request: ActivationRequest, path: bytes | None) -> None:
         facts = await gather_facts(self._backend, handle, ROOT, active=False)
@@ -220,14 +219,20 @@ class ActiveFiles:
             await trio.sleep(RIVAL_SECONDS)
         if read_mark(await self._backend.read(handle, 0, PAGE_SIZE, ROOT)) != mark:
             raise OSError(errno.EBUSY, "another machine activates the same file")
-        guarded.mark = mark
         guarded.attributes = evolve(attributes, size=facts.size_bytes)
-        guarded.activation = Activation(_below(self._source, path), facts.size_bytes, target, identity)
+        guarded.activation = Activation(
+            source=_below(self._source, path),
+            size_bytes=facts.size_bytes,
+            target=target,
+            identity=identity,
+            machine_id=mark.machine_id,
+            boot_id=mark.boot_id,
+        )
 
     async def _clear_mark(self, handle: Handle, guarded: _Guarded) -> None:
         page = await self._backend.read(handle, 0, PAGE_SIZE, ROOT)
-        mark = read_mark(page)
-        if mark is None or mark != guarded.mark:
+        mark, mine = read_mark(page), guarded.activation
+        if mark is None or mine is None or (mark.machine_id, mark.boot_id) != (mine.machine_id, mine.boot_id):
             return  # another machine has taken the file over
         area = clear_mark(page)[MARK_OFFSET : MARK_OFFSET + MARK_BYTES]
         await self._backend.write(handle, MARK_OFFSET, area, True, ROOT)

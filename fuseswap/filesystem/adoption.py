@@ -60,7 +60,9 @@ def _read(path: Path) -> Engine:
 def _is_engine(pid: int, start_ticks: int) -> bool:
     with contextlib.suppress(OSError):
         front, _, rest = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")
-        return front.partition(b"(")[2] == _ENGINE_COMM and int(rest.split()[19]) == start_ticks
+        fields = rest.split()
+        is_dead = fields[0] in (b"Z", b"X")  # not reaped yet
+        return not is_dead and front.partition(b"(")[2] == _ENGINE_COMM and int(fields[19]) == start_ticks
     return False
 
 

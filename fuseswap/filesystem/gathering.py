@@ -10,6 +10,8 @@ import errno
 import itertools
 import logging
 import math
+import os
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -64,9 +66,11 @@ class _File:
 class Gathering:
     """The writes of all files that the backend does not have yet."""
 
-    def __init__(self, backend: Backend, nursery: trio.Nursery) -> None:
+    def __init__(self, backend: Backend, nursery: trio.Nursery, is_refused: Callable[[Handle], bool]) -> None:
+        """`is_refused` is asked before a write is sent: ETXTBSY for a file that has become swap since it was taken."""
         self._backend = backend
         self._nursery = nursery
+        self._is_refused = is_refused
         self._files: dict[Handle, _File] = {}
         self._unstable: dict[Handle, int] = {}
         """Which was the last write of a file that a `commit` has to confirm."""
@@ -178,6 +182,8 @@ class Gathering:
 
     async def _send(self, file: _File, piece: _Piece, stable: bool) -> None:
         try:
+            if self._is_refused(file.node.handle):
+                raise OSError(errno.ETXTBSY, os.strerror(errno.ETXTBSY))
             written = await self._backend.write(file.node.handle, piece.offset, bytes(piece.data), stable, piece.caller)
             if written.after is not None:
                 file.node.attributes = piece.after = written.after

@@ -64,7 +64,7 @@ async def _serve(
     source: str, mountpoint: str, options: MountOptions, ready: Callable[[], None], is_on_top: Callable[[], bool]
 ) -> None:
     async with open_source(source, options.soft_seconds) as backend, trio.open_nursery() as nursery:
-        active = ActiveFiles(backend, source, nursery)
+        active = ActiveFiles(backend, source)
         active.follow()
         root = await backend.getattr(backend.root, ROOT)
         statistics = await backend.statistics(backend.root, ROOT)

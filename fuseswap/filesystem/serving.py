@@ -112,7 +112,7 @@ class Serving(pyfuse3.Operations):
         self.numbers = itertools.count(1)
         """Of open files and directories."""
         self.waiting = WaitingCalls()
-        self.gathering = Gathering(backend, nursery)
+        self.gathering = Gathering(backend, nursery, active.is_adopted)
         self.pages = Pages(self.gathering)
         self._nursery = nursery
 

@@ -67,6 +67,9 @@ class Activation:
     target: NfsTarget | MemoryTarget
     identity: str = ""
     """UUID of the header and fileid: the same by whatever export, and so whatever handle, the file is reached."""
+    machine_id: str = ""
+    boot_id: str = ""
+    """Whose mark activation left in the header page."""
 
     @property
     def pages(self) -> int:

@@ -6,17 +6,18 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from fuseswap.host.ganesha import Export, GaneshaServer
 from fuseswap.swap.counters import COUNTERS_BYTES, Counters, Word
-from fuseswap.swap.header import SwapHeader, format_header, read_mark
+from fuseswap.swap.header import Mark, SwapHeader, clear_mark, format_header, put_mark, read_mark
 from fuseswap.swap.target import activation_from_json
-from fuseswap.swap.units import PAGE_SIZE, XATTR_ACTIVATE, XATTR_ACTIVATION
+from fuseswap.swap.units import PAGE_SIZE, RUN_DIRECTORY, XATTR_ACTIVATE, XATTR_ACTIVATION
 from tests.engine.running import nfs_target, running
 from tests.filesystem.conftest import Mount
 from tests.filesystem.swapfile import (
@@ -402,6 +403,46 @@ def test_a_file_that_becomes_swap_by_way_of_another_mount(nfs: Path, nfs_server:
         opened.write(b"after")
         opened.truncate(0)
     path.unlink()
+
+
+@contextmanager
+def beginning_engine(plain: dict[str, object]) -> Iterator[None]:
+    """The counters of one that does not run yet."""
+    directory = Path(RUN_DIRECTORY, f"test-{uuid.uuid4().hex}")
+    _write_counters(directory / "counters", plain, 0)
+    try:
+        yield
+    finally:
+        (directory / "counters").unlink()
+        directory.rmdir()
+
+
+def test_what_was_written_before_lands_on_no_page(
+    mount: Mount, active: Path, nfs_server: GaneshaServer, nfs_dir: Path
+) -> None:
+    """Small writes wait a little on this mount, which the activation on the other did not drain."""
+    plain = activation(active)
+    deactivate(active)
+    other = mount(nfs_server.url(nfs_dir.name)).point / "swapfile"
+    content = (nfs_dir / "swapfile").read_bytes()
+    with other.open("r+b", buffering=0) as opened:
+        os.pwrite(opened.fileno(), b"late", PAGE_SIZE)
+        with beginning_engine(plain), fails(errno.ETXTBSY):
+            os.fsync(opened.fileno())
+    assert (nfs_dir / "swapfile").read_bytes() == content
+
+
+def test_another_machines_mark_stays(mount: Mount, active: Path, nfs_server: GaneshaServer, nfs_dir: Path) -> None:
+    """It has taken the file over before this mount came to know that it is active."""
+    behind = nfs_dir / "swapfile"
+    marked = put_mark(clear_mark(behind.read_bytes()[:PAGE_SIZE]), Mark(ELSEWHERE, BOOT))
+    with behind.open("r+b") as stream:
+        stream.write(marked)
+    with beginning_engine(activation(active)):
+        other = mount(nfs_server.url(nfs_dir.name)).point / "swapfile"
+        deactivate(other)
+    deactivate(active)
+    assert behind.read_bytes()[:PAGE_SIZE] == marked
 
 
 def test_a_file_that_is_swap_by_way_of_another_export(

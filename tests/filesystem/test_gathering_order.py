@@ -45,7 +45,9 @@ def run(test: Callable[[HeldBackend, Gathering, Node], Awaitable[None]]) -> None
         handle, attributes = await backend.create(backend.root, b"file", 0o600, True, ROOT)
         async with trio.open_nursery() as nursery:
             with trio.fail_after(20):
-                await test(backend, Gathering(cast(Backend, backend), nursery), Node(2, 1, handle, attributes))
+                await test(
+                    backend, Gathering(cast(Backend, backend), nursery, lambda _: False), Node(2, 1, handle, attributes)
+                )
             nursery.cancel_scope.cancel()
 
     trio.run(main)

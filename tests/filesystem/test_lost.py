@@ -178,7 +178,7 @@ def test_a_process_killed_under_load_and_started_again(mount: Mount, nfs_server:
 
 
 @contextlib.contextmanager
-def engine_of(plain: dict[str, object]) -> Iterator[None]:
+def engine_of(plain: dict[str, object]) -> Iterator[subprocess.Popen[bytes]]:
     """What an engine leaves to be seen: counters, and a process of its name."""
     directory = Path(RUN_DIRECTORY) / f"test-{uuid.uuid4().hex}"
     directory.mkdir(parents=True)
@@ -195,7 +195,7 @@ def engine_of(plain: dict[str, object]) -> Iterator[None]:
         (directory / "counters").write_bytes(data)
         comm = Path(f"/proc/{process.pid}/comm")
         wait_until(lambda: comm.read_text() == "fuseswap-engine\n", seconds=10)
-        yield
+        yield process
     finally:
         process.kill()
         process.wait()
@@ -209,7 +209,7 @@ def test_a_new_process_guards_what_engines_serve(mount: Mount, nfs_server: Ganes
     write_swap_file(first.point / "other")
     activate(first.point / "swapfile")
     plain = activation(first.point / "swapfile")
-    with engine_of(plain):
+    with engine_of(plain) as process:
         first.kill()
         subprocess.run(["umount", str(first.point)], check=True, timeout=10)
         second = mount(nfs_server.url(nfs_dir.name))
@@ -225,6 +225,10 @@ def test_a_new_process_guards_what_engines_serve(mount: Mount, nfs_server: Ganes
                 call()
             assert caught.value.errno == number
         (second.point / "other").write_bytes(b"not active")
+        with pytest.raises(OSError) as caught:
+            deactivate(path)
+        assert caught.value.errno == errno.EBUSY
+        process.kill()
         wait_until(lambda: _deactivated(path, nfs_dir / "swapfile", content), seconds=10, what="the mark to be gone")
 
 
