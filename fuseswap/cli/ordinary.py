@@ -71,7 +71,9 @@ def deactivate(name: str, *, force: bool) -> None:
     engine swaps to is left alone. Failure if the server does not answer; with `force` that is only said.
     """
     seconds = _FORCED_SECONDS if force else FILE_SECONDS
-    if error := _deactivate_on_all(name, seconds):
+    try:
+        _deactivate_on_all(name, seconds)
+    except (OSError, HostError, SourceError, Failure) as error:
         text = error.strerror if isinstance(error, OSError) else str(error)
         stays = f"{name}: this machine's mark stays in the file's header page: {text}"
         if not force:
@@ -79,19 +81,30 @@ def deactivate(name: str, *, force: bool) -> None:
         warn(stays)
 
 
-def _deactivate_on_all(name: str, seconds: float) -> Exception | None:
-    """On each mount that knows the file as active; what went wrong first."""
-    first: Exception | None = None
-    try:
-        paths = _active_paths(name, seconds)
-    except (OSError, HostError, SourceError, Failure) as error:
-        return error
+def _deactivate_on_all(name: str, seconds: float) -> None:
+    """On each mount that knows the file as active; one that can is enough. What the first said, if none can."""
+    paths = _paths_of(name, seconds)
+    told, first = False, None
     for path in paths:
         try:
-            deactivate_file(path, seconds)
+            if xattr.read(path, XATTR_ACTIVATION, seconds=seconds) is not None:
+                deactivate_file(path, seconds)
+                told = True
         except (OSError, HostError) as error:
             first = first or error
-    return first
+    if told:
+        return
+    if first is not None:
+        raise first
+    # A filesystem that began after the engine's end knows of no activation, but our mark is still there:
+    # to ask for one with the same mark, and back, clears it. Another machine's mark refuses.
+    for path in paths:
+        try:
+            xattr.write(path, XATTR_ACTIVATE, request_of_this_machine(), seconds=seconds)
+        except OSError:
+            continue
+        deactivate_file(path, seconds)
+        return
 
 
 def unmount_own(name: str, *, force: bool) -> None:
@@ -108,8 +121,8 @@ def unmount_own(name: str, *, force: bool) -> None:
             mount.stop(mounted, seconds=seconds)
 
 
-def _active_paths(name: str, seconds: float) -> list[str]:
-    """NAME's active file on each ordinary mount that is served and knows that it is active."""
+def _paths_of(name: str, seconds: float) -> list[str]:
+    """NAME's file on each ordinary mount that is served, one of which is made if there is none."""
     counters = rundir.read_counters(name)
     if counters is None:
         found = _active_files_in(str(rundir.filesystem_mountpoint(name)), seconds)
@@ -117,23 +130,21 @@ def _active_paths(name: str, seconds: float) -> list[str]:
     if _is_of_another(name, counters.activation):
         return []
     source = counters.activation.source
-    paths = _mounted_paths(source, seconds)
-    if not paths:
-        directory, file_name = split_file_url(source)
-        point = rundir.filesystem_mountpoint(name)
-        unmount_own(name, force=False)
-        point.mkdir(mode=0o700, exist_ok=True)
-        mount.start(directory, str(point), "")
-        paths = [str(point / file_name)]
-    if active := [path for path in paths if xattr.read(path, XATTR_ACTIVATION, seconds=seconds) is not None]:
-        return active
-    # A filesystem that began after the engine's end knows of no activation, but our mark is still there:
-    # to ask for one with the same mark, and back, clears it. Another machine's mark refuses.
-    try:
-        xattr.write(paths[0], XATTR_ACTIVATE, request_of_this_machine(), seconds=seconds)
-    except OSError:
-        return []
-    return paths[:1]
+    if paths := _mounted_paths(source, seconds):
+        return paths
+    directory, file_name = split_file_url(source)
+    point = rundir.filesystem_mountpoint(name)
+    unmount_own(name, force=False)
+    point.mkdir(mode=0o700, exist_ok=True)
+    mount.start(directory, str(point), "")
+    return [str(point / file_name)]
+
+
+def is_same(one: Activation, other: Activation) -> bool:
+    """Whether both are of one file, by whatever address of its server."""
+    mine, its = one.target, other.target
+    same = isinstance(mine, NfsTarget) and isinstance(its, NfsTarget) and mine.file_handle == its.file_handle
+    return same or same_file(one.source, other.source)
 
 
 def _is_of_another(name: str, activation: Activation) -> bool:
@@ -142,27 +153,31 @@ def _is_of_another(name: str, activation: Activation) -> bool:
         counters = rundir.read_counters(other)
         if other == name or counters is None:
             continue
-        mine, its = activation.target, counters.activation.target
-        same = isinstance(mine, NfsTarget) and isinstance(its, NfsTarget) and mine.file_handle == its.file_handle
-        if not same and not same_file(counters.activation.source, activation.source):
-            continue
-        if processes.runs(processes.find_engine(counters.words)):
+        if is_same(counters.activation, activation) and processes.runs(processes.find_engine(counters.words)):
             return True
     return False
 
 
 def _mounted_paths(source: str, seconds: float) -> list[str]:
-    paths = []
+    """Where `source` lies on mounts that can be told, once for each file system. `Hung` if none answers."""
+    paths: dict[tuple[int, int], str] = {}
+    hung = None
     for mounted in mounts():
-        if not is_ours(mounted):
+        options = (*mounted.options.split(","), *mounted.super_options.split(","))
+        device = (mounted.major, mounted.minor)
+        if not is_ours(mounted) or mounted.root != "/" or "ro" in options or device in paths:
             continue
         try:
             path = below(mounted.source, source)
+            if path is not None and _is_reached(mounted, seconds):
+                paths[device] = f"{mounted.mountpoint.rstrip('/')}/{path}"
         except ValueError:
             continue
-        if path is not None and _is_reached(mounted, seconds):
-            paths.append(f"{mounted.mountpoint.rstrip('/')}/{path}")
-    return paths
+        except Hung as error:
+            hung = error
+    if not paths and hung is not None:
+        raise hung
+    return list(paths.values())
 
 
 def _is_reached(mounted: Mount, seconds: float) -> bool:

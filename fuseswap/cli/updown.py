@@ -21,6 +21,7 @@ from fuseswap.host.bounded import HostError
 from fuseswap.host.machine import require_root
 from fuseswap.host.mounts import mount_at
 from fuseswap.host.swap import SwapArea, swap_area, swaps
+from fuseswap.swap.target import Activation
 
 _LOCK_SECONDS = 120.0
 _LOOK_SECONDS = 10.0
@@ -98,10 +99,10 @@ def off(arguments: Any, _interrupts: Interrupts) -> Exit:
     active = None
     with contextlib.suppress(OSError, HostError):
         active = ordinary.activation_of(located.path)
-    url = active.source if active is not None else join_url(located.mount.source, located.below)
+    url = join_url(located.mount.source, located.below)
 
     def wanted() -> tuple[str, ...]:
-        return tuple(name for name in rundir.names() if _is_called(name, url))
+        return tuple(name for name in rundir.names() if _is_called(name, url) or _swaps_to(name, active))
 
     with _lock(wanted() if arguments.force else ()):
         found = wanted()
@@ -199,6 +200,11 @@ def _already(url: str) -> bool:
 def _is_called(name: str, url: str) -> bool:
     counters = rundir.read_counters(name)
     return counters is not None and same_file(counters.activation.source, url)
+
+
+def _swaps_to(name: str, active: Activation | None) -> bool:
+    counters = rundir.read_counters(name)
+    return active is not None and counters is not None and ordinary.is_same(counters.activation, active)
 
 
 def _area(name: str) -> SwapArea | None:

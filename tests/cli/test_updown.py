@@ -127,11 +127,12 @@ def test_on_and_off(nfs_server: GaneshaServer, nfs_dir: Path, mount_point: Path,
 
 
 def test_off_by_another_mount(nfs_server: GaneshaServer, nfs_dir: Path, disk_dir: Path, name: str) -> None:
-    """It was there first, and knows what was turned on by the other; afterwards both let the file be written."""
+    """It was there first, by another address, and knows what the other turned on; then both let the file be written."""
     points = [disk_dir / "one", disk_dir / "two"]
-    for point in points:
+    url = nfs_server.url(nfs_dir.name)
+    for point, source in zip(points, (url.replace("127.0.0.1", "localhost"), url), strict=True):
         point.mkdir()
-        assert fuseswap("mount", nfs_server.url(nfs_dir.name), point).code == 0
+        assert fuseswap("mount", source, point).code == 0
     first, second = (point / name for point in points)
     assert fuseswap("create", nfs_server.url(f"{nfs_dir.name}/{name}"), "--size", SIZE).code == 0
     with first.open("r+b") as one, second.open("r+b") as two:
@@ -374,7 +375,29 @@ def covered_by_a_lookalike(source: str, name: str, directory: Path) -> Iterator[
         yield
 
 
-@pytest.mark.parametrize("other", [mount_of_a_user, mount_of_no_url, covered_mount, covered_by_a_lookalike])
+@contextmanager
+def bound_mount(source: str, _name: str, directory: Path) -> Iterator[None]:
+    point, bound = directory / "point", directory / "bound"
+    for each in (point, bound):
+        each.mkdir()
+    assert fuseswap("mount", source, point).code == 0
+    subprocess.run(["mount", "--bind", point, bound], check=True, timeout=10)
+    yield
+    for each in (bound, point):
+        assert fuseswap("umount", each).code == 0
+
+
+@contextmanager
+def read_only_mount(source: str, _name: str, directory: Path) -> Iterator[None]:
+    assert fuseswap("mount", source, directory, "-o", "ro").code == 0
+    yield
+    assert fuseswap("umount", directory).code == 0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [mount_of_a_user, mount_of_no_url, covered_mount, covered_by_a_lookalike, bound_mount, read_only_mount],
+)
 def test_a_mount_that_is_not_ours_to_ask(
     other: Callable[[str, str, Path], AbstractContextManager[None]],
     nfs_server: GaneshaServer,
