@@ -127,10 +127,10 @@ class ActiveFiles:
         """
         if _is_served(handle):
             raise OSError(CHECK_ACTIVE.errno, CHECK_ACTIVE.text)
-        if self.is_adopted(handle):
-            del self._files[handle]  # left by an engine that is dead or never began
-        present = self._files.get(handle)
-        state = self._next(FileState.ORDINARY if present is None else present.state, Event.ACTIVATE)
+        known = self._files.get(handle)
+        # By an engine that is dead, or never began.
+        is_left = known is not None and known.is_adopted and known.state is FileState.ACTIVE
+        state = self._next(FileState.ORDINARY if known is None or is_left else known.state, Event.ACTIVATE)
         guarded = self._files[handle] = _Guarded(state)
         try:
             # From here on no new write begins (the table refuses it); those under way land first.
