@@ -56,6 +56,7 @@ class ActiveFiles:
         self._backend = backend
         self._source = source
         self._files: dict[Handle, _Guarded] = {}
+        self._watch = adoption.Watch()
         self._present: object = None
         """Which counters there were when all engines were looked at."""
 
@@ -66,6 +67,10 @@ class ActiveFiles:
     def handles(self) -> Iterable[Handle]:
         """Of all files that are not ordinary."""
         return self._files.keys()
+
+    def knows(self, handle: Handle) -> bool:
+        """Whether the file is not ordinary, as far as is known without a look at the engines."""
+        return handle in self._files
 
     def state_of(self, handle: Handle) -> FileState:
         """Where the file is in its life as swap."""
@@ -164,7 +169,7 @@ class ActiveFiles:
         Asked at each operation that could be refused: a write between the beginning of an engine and the next look
         would be one to a page of swap.
         """
-        present = adoption.present()
+        present = self._watch.present()
         if present == self._present:
             return
         # Of two that name one file, the living counts. A server has addresses that we do not know of: the same handle

@@ -7,16 +7,21 @@ import contextlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from fuseswap.swap.counters import Counters, Word
 from fuseswap.swap.target import Activation, activation_from_json
 from fuseswap.swap.units import RUN_DIRECTORY
 
 log = logging.getLogger(__name__)
+
+_TICK_NS_MAX: Final = 20_000_000
+"""Twice a tick at 100 Hz."""
 
 
 @frozen
@@ -28,17 +33,31 @@ class Engine:
     is_alive: bool
 
 
-def present(run_directory: str = RUN_DIRECTORY) -> tuple[tuple[str, int], ...]:
-    """Which counters there are, by name and inode: cheap to ask, and another answer if an engine came or went."""
-    found: list[tuple[str, int]] = []
-    try:
-        names = os.listdir(run_directory)  # noqa: PTH208  (asked at each write, and Path costs as much again)
-    except OSError:
-        return ()
-    for name in names:
-        with contextlib.suppress(OSError):
-            found.append((name, os.stat(f"{run_directory}/{name}/counters").st_ino))  # noqa: PTH116
-    return tuple(found)
+@define(eq=False)
+class Watch:
+    """Which counters there are, cheap enough to be asked at each write."""
+
+    directory: str = RUN_DIRECTORY
+    _names: list[str] = field(factory=list, init=False)
+    _listed_ns: int = field(default=0, init=False)
+    """When the directory had last changed as the names were read; 0 if they must be read again."""
+
+    def present(self) -> tuple[tuple[str, int], ...]:
+        """By name and inode: another answer if an engine came or went."""
+        # Path costs as much again.
+        try:
+            changed_ns = os.stat(self.directory).st_mtime_ns  # noqa: PTH116
+            if changed_ns != self._listed_ns:
+                self._names = os.listdir(self.directory)  # noqa: PTH208
+                # A second change within one tick of the kernel's clock leaves the time as it is.
+                self._listed_ns = changed_ns if time.time_ns() - changed_ns > _TICK_NS_MAX else 0
+        except OSError:
+            self._names, self._listed_ns = [], 0
+        found: list[tuple[str, int]] = []
+        for name in self._names:
+            with contextlib.suppress(OSError):
+                found.append((name, os.stat(f"{self.directory}/{name}/counters").st_ino))  # noqa: PTH116
+        return tuple(found)
 
 
 def engines(run_directory: str = RUN_DIRECTORY) -> Iterator[Engine]:

@@ -379,7 +379,27 @@ def test_a_new_process_knows_the_files_of_running_engines(
     monkeypatch.setattr(adoption, "_is_engine", lambda pid, ticks: pid == os.getpid())
     found = [(engine.has_begun, engine.is_alive) for engine in adoption.engines(str(run_directory))]
     assert found == [(True, True), (False, False), (True, False)]
-    assert {name for name, _ in adoption.present(str(run_directory))} == {"alive", "beginning", "dead", "odd"}
+
+
+def test_engines_that_come_and_go_are_seen(tmp_path: Path) -> None:
+    """At once, also when the directory changes several times within one tick of the clock that its time is of."""
+    from fuseswap.filesystem.adoption import Watch
+
+    run_directory = tmp_path / "run"
+    watch = Watch(str(run_directory))
+    assert watch.present() == ()
+    for number in range(200):
+        path = run_directory / str(number) / "counters"
+        path.parent.mkdir(parents=True)
+        assert watch.present() == ()
+        path.touch()
+        assert watch.present() == ((str(number), path.stat().st_ino),)
+        path.unlink()
+        assert watch.present() == ()
+        path.parent.rmdir()
+        if number % 2:
+            run_directory.rmdir()
+            assert watch.present() == ()
 
 
 def test_a_file_that_becomes_swap_by_way_of_another_mount(nfs: Path, nfs_server: GaneshaServer, nfs_dir: Path) -> None:
