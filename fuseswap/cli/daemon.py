@@ -67,7 +67,7 @@ def serve(source: str, mountpoint: str, options: str, ready: Callable[[], None])
 
     def is_on_top() -> bool:
         now = mount_at(mountpoint)
-        return own is None or (now is not None and (now.major, now.minor) == (own.major, own.minor))
+        return own is None or (now is not None and now.device == own.device)
 
     run(source, mountpoint, parsed, ready=serving, is_on_top=is_on_top)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from fuseswap.cli.failure import Exit, Failure
 from fuseswap.host import fusectl, processes
-from fuseswap.host.bounded import HostError, abandon, call
+from fuseswap.host.bounded import abandon, call
 from fuseswap.host.mounts import FILESYSTEM_TYPE, Mount, absolute, mount_at, unmount
 
 _START_SECONDS = 60.0
@@ -117,7 +117,7 @@ def stop(mounted: Mount, *, seconds: float = _END_SECONDS) -> None:
         for process in found:
             # umount has waited for what was written; a process that stays has nothing left to do, unless a namespace
             # that it does not see has the mount.
-            if not process.wait(seconds) and not _is_connected(mounted):
+            if not process.wait(seconds) and not fusectl.is_connected(mounted):
                 process.kill()
                 process.wait(_END_SECONDS)
     finally:
@@ -125,18 +125,10 @@ def stop(mounted: Mount, *, seconds: float = _END_SECONDS) -> None:
             process.close()
 
 
-def _is_connected(mounted: Mount) -> bool:
-    try:
-        return fusectl.is_connected(mounted)
-    except HostError:  # a container may not mount the control file system
-        return False
-
-
 def _same_mounted(found: list[processes.Process], mounted: Mount) -> set[int]:
     """The mount ids of the same file system in the namespaces of its processes."""
-    device = (mounted.major, mounted.minor)
     tables = [processes.mounts_of(process.pid) for process in found]
-    return {each.mount_id for table in tables for each in table if (each.major, each.minor) == device}
+    return {each.mount_id for table in tables for each in table if each.device == mounted.device}
 
 
 def unmount_directory(directory: str) -> bool:

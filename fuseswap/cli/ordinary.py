@@ -164,13 +164,12 @@ def _mounted_paths(source: str, seconds: float) -> list[str]:
     hung = None
     for mounted in mounts():
         options = (*mounted.options.split(","), *mounted.super_options.split(","))
-        device = (mounted.major, mounted.minor)
-        if not is_ours(mounted) or mounted.root != "/" or "ro" in options or device in paths:
+        if not is_ours(mounted) or mounted.root != "/" or "ro" in options or mounted.device in paths:
             continue
         try:
             path = below(mounted.source, source)
             if path is not None and _is_reached(mounted, seconds):
-                paths[device] = f"{mounted.mountpoint.rstrip('/')}/{path}"
+                paths[mounted.device] = f"{mounted.mountpoint.rstrip('/')}/{path}"
         except ValueError:
             continue
         except Hung as error:
@@ -185,7 +184,7 @@ def _is_reached(mounted: Mount, seconds: float) -> bool:
     hang = f"{mounted.mountpoint}: its server does not answer within {seconds:g} s"
     try:
         device = call(lambda: Path(mounted.mountpoint).stat().st_dev, what=hang, seconds=seconds)
-        return device == os.makedev(mounted.major, mounted.minor) and xattr.is_served(mounted, seconds=seconds)
+        return device == os.makedev(*mounted.device) and xattr.is_served(mounted, seconds=seconds)
     except Hung:
         raise
     except (OSError, HostError):

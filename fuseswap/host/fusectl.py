@@ -44,9 +44,15 @@ def waiting(mount: Mount) -> int:
 
 
 def is_connected(mount: Mount) -> bool:
-    """Whether its file system is there, that is: mounted anywhere, in any namespace, or in use."""
-    with control(mount) as directory:
-        return directory.exists()
+    """Whether its file system is known to be there, that is: mounted anywhere, in any namespace, or in use.
+
+    Nothing is known in a container that may not mount the control filesystem.
+    """
+    try:
+        with control(mount) as directory:
+            return directory.exists()
+    except HostError:
+        return False
 
 
 def abort(mount: Mount) -> None:

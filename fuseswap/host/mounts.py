@@ -36,6 +36,11 @@ class Mount:
     source: str
     super_options: str
 
+    @property
+    def device(self) -> tuple[int, int]:
+        """Of its file system, wherever and how often that is mounted: st_dev, as major and minor."""
+        return self.major, self.minor
+
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
     """The lines of a mountinfo table, oldest mount first. ValueError if it is none."""

@@ -86,7 +86,7 @@ def _place(path: str, table: tuple[Mount, ...]) -> tuple[tuple[int, int], PurePa
     mount = mount_of(path, table)
     if mount is None:
         return (0, 0), PurePath(path)  # in a chroot
-    return (mount.major, mount.minor), PurePath(mount.root, path_below(path, mount))
+    return mount.device, PurePath(mount.root, path_below(path, mount))
 
 
 def _directory_of(mount: Mount, table: tuple[Mount, ...]) -> str | None:
@@ -147,7 +147,7 @@ def _devices(mount: Mount) -> set[str]:
         status = Path(mount.source).stat()
         if stat.S_ISBLK(status.st_mode):
             return _block_devices(status.st_rdev)
-    return _block_devices(os.makedev(mount.major, mount.minor))
+    return _block_devices(os.makedev(*mount.device))
 
 
 def _block_devices(number: int) -> set[str]:
