@@ -20,8 +20,7 @@ from fuseswap.host.bounded import HostError
 from fuseswap.host.loop import detach
 from fuseswap.host.mounts import mount_at, unmount
 from fuseswap.host.swap import swapon
-from fuseswap.swap.target import activation_from_json
-from fuseswap.swap.units import XATTR_ACTIVATE, XATTR_ACTIVATION
+from fuseswap.swap.units import XATTR_ACTIVATE
 
 _END_SECONDS = 10.0
 
@@ -94,12 +93,12 @@ def _activate(plan: Plan, interrupts: Interrupts) -> None:
 
 
 def _start_engine(plan: Plan, interrupts: Interrupts) -> None:
-    text = xattr.read(plan.file, XATTR_ACTIVATION, seconds=ordinary.FILE_SECONDS)
-    if text is None:
+    activation = ordinary.activation_of(plan.file)
+    if activation is None:
         raise HostError(f"{plan.file} is no longer active")
     say(f"{plan.name}: starting the engine")
     with interrupts.deferred():
-        launch(plan.name, activation_from_json(text))
+        launch(plan.name, activation)
 
 
 def _end_engine(name: str, *, force: bool) -> None:

@@ -215,7 +215,7 @@ class ActiveFiles:
         target = self._backend.swap_target(handle)
         attributes = await self._backend.getattr(handle, ROOT)
         identity = "" if found.header.uuid == NO_UUID else f"{found.header.uuid} {attributes.fileid}"
-        if identity and any(engine.activation.identity == identity for engine in adoption.engines() if engine.is_alive):
+        if identity and any(activation.identity == identity for activation in adoption.served()):
             raise OSError(CHECK_ACTIVE.errno, CHECK_ACTIVE.text)
         area = page[MARK_OFFSET : MARK_OFFSET + MARK_BYTES]
         await self._backend.write(handle, MARK_OFFSET, area, True, ROOT)
@@ -251,7 +251,7 @@ class ActiveFiles:
 
 def _is_served(handle: Handle) -> bool:
     """Whether an engine serves the file."""
-    targets = [engine.activation.target for engine in adoption.engines() if engine.is_alive]
+    targets = [activation.target for activation in adoption.served()]
     return any(isinstance(target, NfsTarget) and target.file_handle == handle for target in targets)
 
 

@@ -69,6 +69,11 @@ def engines(run_directory: str = RUN_DIRECTORY) -> Iterator[Engine]:
             log.warning("%s: not the counters of an engine: %s", path, error)
 
 
+def served() -> Iterator[Activation]:
+    """The activations of all engines now alive."""
+    return (engine.activation for engine in engines() if engine.is_alive)
+
+
 def _read(path: Path) -> Engine:
     counters = Counters(path.read_bytes())
     pid, ticks = counters.words[Word.ENGINE_PID], counters.words[Word.ENGINE_START_TICKS]
