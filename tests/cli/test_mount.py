@@ -5,6 +5,8 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from fuseswap.host.ganesha import GaneshaServer
 from fuseswap.host.mounts import mount_at
 from tests.cli.command import finish, fuseswap, start
 from tests.cli.swapped import kill
+from tests.kit.cover import covered
 from tests.kit.wait import wait_until
 
 
@@ -158,38 +161,35 @@ def test_what_somebody_mounted_on_it_stays(nfs_server: GaneshaServer, nfs_dir: P
     process = start("mount", "-f", nfs_server.url(nfs_dir.name), mount_point)
     assert process.stdout is not None
     assert "is mounted on" in process.stdout.readline()
-    subprocess.run(["mount", "-t", "tmpfs", "none", mount_point], check=True)
-    try:
+    with covered(mount_point):
         (mount_point / "file").touch()
         process.terminate()
         assert finish(process).code == 0
         assert (mount_point / "file").exists()
-    finally:
-        subprocess.run(["umount", mount_point], check=True)
 
 
 def test_what_somebody_mounted_meanwhile_stays(mount_point: Path) -> None:
     """When a mount fails."""
+    with silent_mount(mount_point) as process, covered(mount_point):
+        process.send_signal(signal.SIGINT)
+        assert finish(process).code == 1
+        assert mount_at(str(mount_point)) is not None
+
+
+@contextmanager
+def silent_mount(mount_point: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A mount whose server has taken the connection and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         process = start("mount", f"nfs://127.0.0.1/export?nfsport={port}&mountport={port}", mount_point)
         with silent.accept()[0]:
-            subprocess.run(["mount", "-t", "tmpfs", "none", mount_point], check=True)
-            try:
-                process.send_signal(signal.SIGINT)
-                assert finish(process).code == 1
-                assert mount_at(str(mount_point)) is not None
-            finally:
-                subprocess.run(["umount", mount_point], check=True)
+            yield process
 
 
 def test_an_interrupted_mount_leaves_nothing(mount_point: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1]
-        process = start("mount", f"nfs://127.0.0.1/export?nfsport={port}&mountport={port}", mount_point)
-        with silent.accept()[0]:
-            process.send_signal(signal.SIGINT)
-            result = finish(process)
+    with silent_mount(mount_point) as process:
+        process.send_signal(signal.SIGINT)
+        result = finish(process)
     assert (result.code, result.line) == (1, "interrupted by SIGINT")
     wait_until(lambda: not servers(mount_point), seconds=5, what="the end of the filesystem process")
     assert mount_at(str(mount_point)) is None

@@ -29,6 +29,7 @@ from fuseswap.swap.units import XATTR_ACTIVATE
 from tests.cli.command import Result, finish, fuseswap, start
 from tests.cli.swapped import PAGES, compare, is_clean, kill, server_process, swapped_process
 from tests.kit import fuse_stub
+from tests.kit.cover import covered
 from tests.kit.proxy import READ, Proxy, forward
 from tests.kit.rescue import Leftovers
 from tests.kit.wait import wait_until
@@ -359,11 +360,10 @@ def covered_mount(source: str, _name: str, directory: Path) -> Iterator[None]:
     point = directory / "point"
     point.mkdir()
     assert fuseswap("mount", source, point).code == 0
-    subprocess.run(["mount", "-t", "tmpfs", "cover", directory], check=True, timeout=10)
     try:
-        yield
+        with covered(directory):
+            yield
     finally:
-        subprocess.run(["umount", directory], check=True, timeout=10)
         assert fuseswap("umount", point).code == 0
 
 

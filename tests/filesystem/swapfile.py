@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fuseswap.swap.counters import COUNTERS_BYTES, Counters, Word
 from fuseswap.swap.header import SwapHeader, format_header
 from fuseswap.swap.units import PAGE_SIZE, XATTR_ACTIVATE, XATTR_ACTIVATION, XATTR_CHECK, XATTR_DEACTIVATE
 
@@ -38,3 +39,15 @@ def activation(path: Path | int) -> dict[str, Any]:
 def check(path: Path | int) -> dict[str, Any]:
     report: dict[str, Any] = json.loads(os.getxattr(path, XATTR_CHECK))
     return report
+
+
+def write_counters(path: Path, plain: dict[str, object], pid: int, start_ticks: int = 0) -> None:
+    """The counters file of an engine with that pid, and its directory."""
+    path.parent.mkdir(parents=True)
+    data = bytearray(COUNTERS_BYTES)
+    counters = Counters(data)
+    counters.initialize({"name": path.parent.name, "activation": plain})
+    counters.words[Word.ENGINE_PID] = pid
+    counters.words[Word.ENGINE_START_TICKS] = start_ticks
+    counters.close()
+    path.write_bytes(data)

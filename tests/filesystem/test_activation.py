@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from fuseswap.host.ganesha import Export, GaneshaServer
-from fuseswap.swap.counters import COUNTERS_BYTES, Counters, Word
 from fuseswap.swap.header import Mark, SwapHeader, clear_mark, format_header, put_mark, read_mark
 from fuseswap.swap.target import activation_from_json
 from fuseswap.swap.units import PAGE_SIZE, RUN_DIRECTORY, XATTR_ACTIVATE, XATTR_ACTIVATION
@@ -29,6 +28,7 @@ from tests.filesystem.swapfile import (
     activation,
     check,
     deactivate,
+    write_counters,
     write_swap_file,
 )
 from tests.kit.proxy import WRITE, Cut, Proxy, Record, Send, forward
@@ -373,7 +373,7 @@ def test_a_new_process_knows_the_files_of_running_engines(
 
     run_directory = tmp_path / "run"
     for name, pid in (("alive", os.getpid()), ("beginning", 0), ("dead", 1)):
-        _write_counters(run_directory / name / "counters", activation(active), pid)
+        write_counters(run_directory / name / "counters", activation(active), pid)
     (run_directory / "odd").mkdir()
     (run_directory / "odd/counters").write_bytes(b"garbage")
     monkeypatch.setattr(adoption, "_is_engine", lambda pid, ticks: pid == os.getpid())
@@ -429,7 +429,7 @@ def test_a_file_that_becomes_swap_by_way_of_another_mount(nfs: Path, nfs_server:
 def beginning_engine(plain: dict[str, object]) -> Iterator[None]:
     """The counters of one that does not run yet."""
     directory = Path(RUN_DIRECTORY, f"test-{uuid.uuid4().hex}")
-    _write_counters(directory / "counters", plain, 0)
+    write_counters(directory / "counters", plain, 0)
     try:
         yield
     finally:
@@ -480,13 +480,3 @@ def test_a_file_that_is_swap_by_way_of_another_export(
     deactivate(whole / "b/file")
     activate(part / "file")
     assert activation_from_json(os.getxattr(part / "file", XATTR_ACTIVATION)).target != found.target
-
-
-def _write_counters(path: Path, plain: dict[str, object], pid: int) -> None:
-    path.parent.mkdir(parents=True)
-    data = bytearray(COUNTERS_BYTES)
-    counters = Counters(data)
-    counters.initialize({"name": path.parent.name, "activation": plain})
-    counters.words[Word.ENGINE_PID] = pid
-    counters.close()
-    path.write_bytes(data)

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from fuseswap.host.ganesha import GaneshaServer
-from fuseswap.swap.counters import COUNTERS_BYTES, Counters, Word
+from fuseswap.host.processes import start_ticks
 from fuseswap.swap.units import RUN_DIRECTORY
 from tests.filesystem import load
 from tests.filesystem.conftest import Mount
-from tests.filesystem.swapfile import activate, activation, deactivate, write_swap_file
+from tests.filesystem.swapfile import activate, activation, deactivate, write_counters, write_swap_file
 from tests.kit.wait import wait_until
 
 
@@ -181,18 +181,10 @@ def test_a_process_killed_under_load_and_started_again(mount: Mount, nfs_server:
 def engine_of(plain: dict[str, object]) -> Iterator[subprocess.Popen[bytes]]:
     """What an engine leaves to be seen: counters, and a process of its name."""
     directory = Path(RUN_DIRECTORY) / f"test-{uuid.uuid4().hex}"
-    directory.mkdir(parents=True)
     script = "import ctypes, time; ctypes.CDLL(None).prctl(15, b'fuseswap-engine', 0, 0, 0); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.DEVNULL)
     try:
-        data = bytearray(COUNTERS_BYTES)
-        counters = Counters(data)
-        counters.initialize({"name": directory.name, "activation": plain})
-        counters.words[Word.ENGINE_PID] = process.pid
-        stat = Path(f"/proc/{process.pid}/stat").read_bytes().rpartition(b")")[2]
-        counters.words[Word.ENGINE_START_TICKS] = int(stat.split()[19])
-        counters.close()
-        (directory / "counters").write_bytes(data)
+        write_counters(directory / "counters", plain, process.pid, start_ticks(process.pid))
         comm = Path(f"/proc/{process.pid}/comm")
         wait_until(lambda: comm.read_text() == "fuseswap-engine\n", seconds=10)
         yield process
